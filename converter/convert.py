@@ -1,0 +1,127 @@
+"""Convert: a plan becomes low-rank layers, all of it or nothing."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor, nn
+
+from .decompose import Factors, decompose
+from .errors import PlanError
+from .forms import Form, matricise
+from .layers import LowRank, low_rank
+from .plan import LayerPlan, Plan
+from .shapes import shape_of
+
+Moments = Mapping[tuple[str, Form], Tensor]
+"""Second moments of what a layer's first factor sees, (columns, columns), by layer name and form."""
+
+_PLAN = "_dprp_plan"
+
+
+def convert(model: nn.Module, plan: Plan, *, moments: Moments | None = None, inplace: bool = False) -> nn.Module:
+    """Replaces layers by their factors.
+
+    Args:
+        model: the dense network; untouched unless `inplace`.
+        plan: forms and ranks by layer name.
+        moments: inputs' second moments; the factors then fit what the layer does to these inputs.
+        inplace: change `model` itself.
+
+    Returns:
+        The network with low-rank layers; at full rank it computes the same function.
+
+    Raises:
+        PlanError: the plan does not fit the model. Nothing has been changed then.
+    """
+    target = model if inplace else copy.deepcopy(model)
+
+    def factor(name: str, layer: nn.Conv2d | nn.Linear, wanted: LayerPlan) -> LowRank:
+        assert wanted.shape is not None
+        assert wanted.form is not None
+        assert wanted.rank is not None
+        matrix = matricise(layer.weight, wanted.shape, wanted.form).to(
+            torch.promote_types(layer.weight.dtype, torch.float32)
+        )
+        moment = None if moments is None else moments.get((name, wanted.form))
+        factors = decompose(matrix, wanted.rank, moment)
+        typed = Factors(*(part.to(layer.weight.dtype) for part in factors))
+        return low_rank(wanted.shape, wanted.form, typed, layer.bias)
+
+    return replace_layers(target, plan, factor)
+
+
+def restructure(model: nn.Module, plan: Plan) -> nn.Module:
+    """Makes room for a plan's factors in a dense network, in place, with nothing in them yet.
+
+    Raises:
+        PlanError: the plan does not fit the model. Nothing has been changed then.
+    """
+
+    def room(_name: str, layer: nn.Conv2d | nn.Linear, wanted: LayerPlan) -> LowRank:
+        assert wanted.shape is not None
+        assert wanted.form is not None
+        assert wanted.rank is not None
+        dtype, device = layer.weight.dtype, layer.weight.device
+        return LowRank.empty(wanted.shape, wanted.form, wanted.rank, dtype=dtype, device=device)
+
+    return replace_layers(model, plan, room)
+
+
+def replace_layers(
+    model: nn.Module,
+    plan: Plan,
+    make: Callable[[str, nn.Conv2d | nn.Linear, LayerPlan], LowRank],
+) -> nn.Module:
+    """Puts a new layer wherever the plan factors one: checks first, then makes all, then swaps all."""
+    by_name = dict(model.named_modules(remove_duplicate=False))
+    made: dict[nn.Module, LowRank] = {}
+    for name, wanted in plan.factored.items():
+        layer = by_name.get(name)
+        if layer is None:
+            raise PlanError(f"{name}: the model has no such layer; make the plan from this model")
+        if not isinstance(layer, (nn.Conv2d, nn.Linear)) or wanted.shape is None:
+            raise PlanError(f"{name}: a {type(layer).__name__} cannot be factored; set form and rank to null")
+        if not shape_of(layer).same_layer(wanted.shape):
+            raise PlanError(
+                f"{name}: the plan is for a layer {wanted.shape.with_calls(())}, the model has {shape_of(layer)}; "
+                "make the plan from this model"
+            )
+        if layer in made:
+            raise PlanError(f"{name}: the plan lists this shared layer twice; keep one entry")
+        replacement = make(name, layer, wanted)
+        replacement.train(layer.training)
+        for parameter in replacement.parameters():
+            parameter.requires_grad_(layer.weight.requires_grad)
+        made[layer] = replacement
+    # A shared module has several names: each place gets the one replacement.
+    for name, layer in by_name.items():
+        if layer in made:
+            parent, _, child = name.rpartition(".")
+            if not name:
+                raise PlanError("the model is itself a single layer; wrap it in nn.Sequential")
+            setattr(by_name[parent], child, made[layer])
+    setattr(model, _PLAN, plan)
+    return model
+
+
+def plan_of(model: nn.Module) -> Plan:
+    """The plan of a converted model at the ranks that its layers have now.
+
+    Raises:
+        PlanError: the model was not converted.
+    """
+    plan = getattr(model, _PLAN, None)
+    if not isinstance(plan, Plan):
+        raise PlanError("the model has no plan; convert it first")
+    ranks = {name: layer.rank for name, layer in low_rank_layers(model).items() if name in plan.factored}
+    if all(plan.factored[name].rank == rank for name, rank in ranks.items()):
+        return plan
+    return plan.with_ranks(ranks)
+
+
+def low_rank_layers(model: nn.Module) -> dict[str, LowRank]:
+    """The low-rank layers by name, each once."""
+    return {name: module for name, module in model.named_modules() if isinstance(module, LowRank)}

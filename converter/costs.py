@@ -1,0 +1,45 @@
+"""What a layer costs, dense or factored. One MAC is one multiply-add; s is counted as folded into u."""
+
+from __future__ import annotations
+
+from enum import Enum
+
+from .forms import Form, factor_shapes, full_rank
+from .shapes import LayerShape
+
+
+class Unit(str, Enum):
+    """What a budget counts."""
+
+    MACS = "macs"
+    PARAMS = "params"
+
+    def __str__(self) -> str:
+        return self.value
+
+    @property
+    def label(self) -> str:
+        """The unit as it stands in a sentence."""
+        return "MACs" if self is Unit.MACS else "parameters"
+
+
+def dense_cost(shape: LayerShape, unit: Unit) -> int:
+    """Cost of the plain layer, for one sample."""
+    return shape.macs if unit is Unit.MACS else shape.params
+
+
+def factored_cost(shape: LayerShape, form: Form, rank: int, unit: Unit) -> int:
+    """Cost of both factors together, for one sample."""
+    first, second = factor_shapes(shape, form, rank)
+    return dense_cost(first, unit) + dense_cost(second, unit)
+
+
+def break_even_rank(shape: LayerShape, form: Form) -> int:
+    """The largest rank that costs less than the dense layer in MACs and in parameters; 0 when none does."""
+    ranks = []
+    for unit in Unit:
+        base = factored_cost(shape, form, 0, unit)  # the bias stays, whatever the rank
+        per_rank = factored_cost(shape, form, 1, unit) - base
+        saving = dense_cost(shape, unit) - base
+        ranks.append((saving - 1) // per_rank if per_rank > 0 else 0)
+    return max(0, min(*ranks, full_rank(shape, form)))

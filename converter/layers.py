@@ -1,0 +1,192 @@
+"""Layers that hold their weight as u diag(s) v."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .decompose import Factors
+from .forms import Form, factor_shapes, factor_weights, full_rank, matrix_size, rebuild
+from .shapes import LayerShape
+
+# Two thin convolutions move more memory per MAC than one: on CPU and GPU alike they win only well below par.
+_TWO_STEPS_PAY_BELOW = 0.5
+
+
+class LowRank(nn.Module):
+    """A layer whose weight is u diag(s) v.
+
+    Maps x to W x + bias with W = fold(u diag(s) v); `form` says how the matrix folds into a kernel (see `forms`).
+    At full rank this is the layer it came from.
+
+    Args:
+        shape: geometry of the layer.
+        form: how the kernel was cut.
+        factors: u (m, r), s (r,), v (r, n), with a leading axis for more than one group.
+        bias: (outputs,) or None.
+
+    Source: DPRP (arXiv 2401.08014) trains u, s and v as parameters of their own.
+    """
+
+    def __init__(self, shape: LayerShape, form: Form, factors: Factors, bias: Tensor | None) -> None:
+        super().__init__()
+        self.shape = shape
+        self.form = form
+        self.u = nn.Parameter(factors.u.contiguous())
+        self.s = nn.Parameter(factors.s.contiguous())
+        self.v = nn.Parameter(factors.v.contiguous())
+        self.bias = None if bias is None else nn.Parameter(bias.detach().clone())
+
+    @classmethod
+    def empty(
+        cls, shape: LayerShape, form: Form, rank: int, *, dtype: torch.dtype, device: torch.device
+    ) -> LowRank:
+        """A layer with room for its tensors and nothing in them yet."""
+        rows, columns = matrix_size(shape, form)
+        batch = () if shape.groups == 1 else (shape.groups,)
+
+        def room(*size: int) -> Tensor:
+            return torch.empty(*size, dtype=dtype, device=device)
+
+        factors = Factors(room(*batch, rows, rank), room(*batch, rank), room(*batch, rank, columns))
+        return low_rank(shape, form, factors, room(shape.outputs) if shape.bias else None)
+
+    @property
+    def rank(self) -> int:
+        """Singular values in use (per group)."""
+        return self.s.shape[-1]
+
+    @property
+    def full_rank(self) -> int:
+        """The rank at which nothing is lost."""
+        return full_rank(self.shape, self.form)
+
+    @property
+    def factors(self) -> Factors:
+        """u, s and v."""
+        return Factors(self.u, self.s, self.v)
+
+    @property
+    def weight(self) -> Tensor:
+        """The dense weight that the factors stand for."""
+        return rebuild(self.factors.product(), self.shape, self.form)
+
+    def factor_shapes_on(self, shape: LayerShape) -> tuple[LayerShape, LayerShape]:
+        """Geometry of the two layers at today's rank, for the maps of `shape`."""
+        return factor_shapes(shape, self.form, self.rank)
+
+    def kernels(self) -> tuple[Tensor, Tensor]:
+        """Kernels of the two layers, the scale split evenly: v' = sqrt|s| v, u' = u sign(s) sqrt|s|."""
+        root = self.s.abs().sqrt()
+        u = self.u * (root * self.s.sign()).unsqueeze(-2)
+        return factor_weights(u, root.unsqueeze(-1) * self.v, self.shape, self.form)
+
+    def fuse(self) -> nn.Module:
+        """The plain layers that compute the same: two in a row, or one where that is cheaper."""
+        first, second = self.factor_shapes_on(self.shape)
+        with torch.no_grad():
+            factored = (first.macs + second.macs, first.params + second.params)
+            if factored >= (self.shape.macs, self.shape.params):  # MACs decide; parameters where these tie
+                return plain_layer(self.shape, self.weight, self.bias)
+            inner, outer = self.kernels()
+            return nn.Sequential(plain_layer(first, inner, None), plain_layer(second, outer, self.bias))
+
+    def extra_repr(self) -> str:
+        return f"{self.shape.inputs}, {self.shape.outputs}, form={self.form}, rank={self.rank}/{self.full_rank}"
+
+    def _one_step_is_cheaper(self, samples: int) -> bool:
+        """Whether to build W and apply it once rather than to apply the factors in turn.
+
+        Building W costs the same whatever the batch, so training does it while ranks are high.
+        """
+        first, second = factor_shapes(self.shape, self.form, self.rank)
+        build = math.prod(self.shape.weight) * self.rank
+        return samples * self.shape.macs * _TWO_STEPS_PAY_BELOW + build < samples * (first.macs + second.macs)
+
+
+class LowRankConv2d(LowRank):
+    """A low-rank convolution: (N, inputs, H, W) -> (N, outputs, H', W')."""
+
+    @property
+    def in_channels(self) -> int:
+        return self.shape.inputs
+
+    @property
+    def out_channels(self) -> int:
+        return self.shape.outputs
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self._one_step_is_cheaper(x.shape[0] if x.dim() == 4 else 1):
+            return _convolve(x, self.weight, self.bias, self.shape)
+        first, second = factor_shapes(self.shape, self.form, self.rank)
+        inner, outer = self.kernels()
+        return _convolve(_convolve(x, inner, None, first), outer, self.bias, second)
+
+
+class LowRankLinear(LowRank):
+    """A low-rank dense layer: (..., inputs) -> (..., outputs)."""
+
+    @property
+    def in_features(self) -> int:
+        return self.shape.inputs
+
+    @property
+    def out_features(self) -> int:
+        return self.shape.outputs
+
+    @property
+    def weight(self) -> Tensor:
+        """(outputs, inputs)."""
+        return self.factors.product()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(F.linear(x, self.v) * self.s, self.u, self.bias)
+
+
+def low_rank(shape: LayerShape, form: Form, factors: Factors, bias: Tensor | None) -> LowRank:
+    """The low-rank layer of the right kind."""
+    kind = LowRankLinear if shape.kind == "linear" else LowRankConv2d
+    return kind(shape, form, factors, bias)
+
+
+def plain_layer(shape: LayerShape, weight: Tensor, bias: Tensor | None) -> nn.Conv2d | nn.Linear:
+    """An `nn.Conv2d` or `nn.Linear` of this geometry with these values."""
+    layer: nn.Conv2d | nn.Linear
+    if shape.kind == "linear":
+        layer = nn.Linear(shape.inputs, shape.outputs, bias is not None, weight.device, weight.dtype)
+        weight = weight.reshape(shape.outputs, shape.inputs)
+    else:
+        layer = nn.Conv2d(
+            shape.inputs,
+            shape.outputs,
+            shape.kernel,
+            shape.stride,
+            # Only padding="same" makes uneven amounts, and it makes the same ones again.
+            (shape.padding.top, shape.padding.left) if shape.padding.even else "same",
+            shape.dilation,
+            shape.groups,
+            bias is not None,
+            shape.padding_mode,
+            weight.device,
+            weight.dtype,
+        )
+    with torch.no_grad():
+        layer.weight.copy_(weight)
+        if bias is not None and layer.bias is not None:
+            layer.bias.copy_(bias)
+    return layer
+
+
+def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None, shape: LayerShape) -> Tensor:
+    pad = shape.padding
+    if shape.padding_mode == "zeros" and pad.even:
+        amounts = (pad.top, pad.left)
+    else:
+        mode = "constant" if shape.padding_mode == "zeros" else shape.padding_mode
+        if any(pad):
+            x = F.pad(x, (pad.left, pad.right, pad.top, pad.bottom), mode=mode)
+        amounts = (0, 0)
+    return F.conv2d(x, weight, bias, shape.stride, amounts, shape.dilation, shape.groups)

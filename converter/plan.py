@@ -1,0 +1,215 @@
+"""A plan: for each layer its form and rank, or why it stays dense. Plain data that prints and reads as JSON."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from .costs import Unit, dense_cost, factored_cost
+from .errors import PlanError
+from .forms import Form, forms_for, full_rank
+from .shapes import LayerShape
+from .tables import table
+
+FORMAT_VERSION = 1
+
+
+@dataclass(frozen=True)
+class LayerPlan:
+    """What becomes of one layer.
+
+    Attributes:
+        name: where it is.
+        params, macs: what it costs dense.
+        shape: its geometry; None for kinds that cannot be factored.
+        form, rank: what it becomes; both None when it stays dense.
+        reason: why it stays dense.
+        error: predicted part of its output energy that is lost (0 when dense, None when not predicted).
+    """
+
+    name: str
+    params: int
+    macs: int
+    shape: LayerShape | None = None
+    form: Form | None = None
+    rank: int | None = None
+    reason: str | None = None
+    error: float | None = None
+
+    @property
+    def factored(self) -> bool:
+        """Whether the layer is replaced."""
+        return self.form is not None
+
+    def cost(self, unit: Unit) -> int:
+        """What it costs under the plan."""
+        dense = self.macs if unit is Unit.MACS else self.params
+        if self.shape is None or self.form is None or self.rank is None:
+            return dense
+        return dense - dense_cost(self.shape, unit) + factored_cost(self.shape, self.form, self.rank, unit)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Forms and ranks of a whole network; iterating gives the layers, `print` a table.
+
+    Attributes:
+        layers: every layer of the survey.
+        params, macs: of the dense network, for one sample.
+        input_shape: shape of one sample.
+        budget: the policy that made it, in words; "by hand" otherwise.
+    """
+
+    layers: tuple[LayerPlan, ...]
+    params: int
+    macs: int
+    input_shape: tuple[int, ...]
+    budget: str = "by hand"
+
+    def __iter__(self) -> Iterator[LayerPlan]:
+        return iter(self.layers)
+
+    def __len__(self) -> int:
+        return len(self.layers)
+
+    @property
+    def factored(self) -> dict[str, LayerPlan]:
+        """The layers that are replaced, by name."""
+        return {layer.name: layer for layer in self if layer.factored}
+
+    def dense_total(self, unit: Unit) -> int:
+        """Cost of the dense network."""
+        return self.macs if unit is Unit.MACS else self.params
+
+    def total(self, unit: Unit) -> int:
+        """Cost of the network under the plan."""
+        dense = sum(layer.macs if unit is Unit.MACS else layer.params for layer in self)
+        return self.dense_total(unit) - dense + sum(layer.cost(unit) for layer in self)
+
+    def fraction(self, unit: Unit) -> float:
+        """Cost under the plan as part of the dense cost."""
+        return self.total(unit) / max(1, self.dense_total(unit))
+
+    def with_ranks(self, ranks: Mapping[str, int]) -> Plan:
+        """The same plan at other ranks of factored layers; predictions no longer hold and are dropped."""
+        layers = tuple(
+            replace(layer, rank=ranks[layer.name], error=None) if layer.name in ranks else layer
+            for layer in self
+        )
+        return replace(self, layers=layers)
+
+    def __str__(self) -> str:
+        rows = []
+        for layer in self:
+            if layer.factored:
+                what, rank = str(layer.form), str(layer.rank)
+            else:
+                what, rank = f"dense: {layer.reason}", ""
+            error = "" if layer.error is None or not layer.factored else f"{100 * layer.error:.2f} %"
+            params = _change(layer.params, layer.cost(Unit.PARAMS))
+            rows.append((layer.name, rank, params, _change(layer.macs, layer.cost(Unit.MACS)), error, what))
+        total = (
+            f"total ({self.budget})",
+            "",
+            _change(self.params, self.total(Unit.PARAMS)),
+            _change(self.macs, self.total(Unit.MACS)),
+            "",
+            f"{100 * self.fraction(Unit.PARAMS):.1f} % of params, {100 * self.fraction(Unit.MACS):.1f} % of MACs",
+        )
+        head = ("layer", "rank", "params", "MACs", "error", "form")
+        return table(head, [*rows, total], right=(1, 2, 3, 4))
+
+    def to_json(self) -> str:
+        """JSON that `from_json` reads back; rank, form and reason may be edited by hand."""
+        layers = [
+            {
+                "name": layer.name,
+                "form": None if layer.form is None else layer.form.value,
+                "rank": layer.rank,
+                "reason": layer.reason,
+                "error": layer.error,
+                "params": layer.params,
+                "macs": layer.macs,
+                "shape": None if layer.shape is None else layer.shape.to_dict(),
+            }
+            for layer in self
+        ]
+        document = {
+            "dprp_plan": FORMAT_VERSION,
+            "budget": self.budget,
+            "input_shape": list(self.input_shape),
+            "params": self.params,
+            "macs": self.macs,
+            "layers": layers,
+        }
+        return json.dumps(document, indent=1)
+
+    @classmethod
+    def from_json(cls, text: str) -> Plan:
+        """Reads a plan.
+
+        Raises:
+            PlanError: not JSON, not a plan, or a form or rank that its layer cannot take.
+        """
+        try:
+            document = json.loads(text)
+        except (json.JSONDecodeError, RecursionError) as error:
+            raise PlanError(f"the plan is not JSON ({error}); write it anew with dprp convert") from error
+        if not isinstance(document, dict) or "dprp_plan" not in document:
+            raise PlanError("the JSON is not a plan (no dprp_plan key); write one with dprp convert")
+        if document["dprp_plan"] != FORMAT_VERSION:
+            raise PlanError(
+                f"the plan has format {document['dprp_plan']!r}, this dprp reads {FORMAT_VERSION}; upgrade dprp"
+            )
+        try:
+            return cls(
+                tuple(_layer(values) for values in document["layers"]),
+                int(document["params"]),
+                int(document["macs"]),
+                tuple(int(n) for n in document["input_shape"]),
+                str(document["budget"]),
+            )
+        except (KeyError, TypeError, AttributeError) as error:
+            raise PlanError(f"the plan does not read ({error!r}); write it anew with dprp convert") from error
+
+
+def _change(before: int, after: int) -> str:
+    return f"{before:,}" if before == after else f"{before:,} -> {after:,}"
+
+
+def _layer(values: Mapping[str, Any]) -> LayerPlan:
+    name, form, rank = str(values["name"]), values.get("form"), values.get("rank")
+    shape = None if values.get("shape") is None else LayerShape.from_dict(values["shape"])
+    if (form is None) != (rank is None):
+        raise PlanError(f"{name}: form {form!r} with rank {rank!r}; give both, or null for both to stay dense")
+    layer = LayerPlan(
+        name,
+        int(values["params"]),
+        int(values["macs"]),
+        shape,
+        reason=values.get("reason") if form is not None or values.get("reason") else "by hand",
+        error=values.get("error"),
+    )
+    return layer if form is None else replace(layer, **checked_form(name, shape, form, rank), reason=None)
+
+
+def checked_form(name: str, shape: LayerShape | None, form: str, rank: object) -> dict[str, Any]:
+    """Form and rank, after a look whether the layer can take them.
+
+    Raises:
+        PlanError: it cannot.
+    """
+    if shape is None:
+        raise PlanError(f"{name}: this kind of layer cannot be factored; set form and rank to null")
+    allowed = [f.value for f in forms_for(shape)]
+    # The transposed form is offered only where it differs, yet is right on every k x k kernel.
+    possible = [*allowed, "spatial_t"] if "spatial" in allowed else allowed
+    if form not in possible:
+        raise PlanError(f"{name}: form {form!r} is not one of {', '.join(allowed)}; choose one of these")
+    most = full_rank(shape, Form(form))
+    if not isinstance(rank, int) or isinstance(rank, bool) or not 1 <= rank <= most:
+        size = " x ".join(str(n) for n in shape.weight)
+        raise PlanError(f"{name}: rank {rank!r} is not in 1..{most} (weight {size}, form {form}); lower it")
+    return {"form": Form(form), "rank": rank}

@@ -1,0 +1,173 @@
+"""Planning: from a survey and a policy to a plan."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from fnmatch import fnmatch
+
+from torch import Tensor
+
+from .allocate import Choice, allocate
+from .costs import Unit, break_even_rank, dense_cost, factored_cost
+from .decompose import tail_energies
+from .errors import BudgetError, ModelError, PlanError
+from .forms import Form, forms_for, full_rank, matricise
+from .plan import LayerPlan, Plan
+from .policies import Energy, FixedRank, MacBudget, ParamBudget, Policy, RankRatio
+from .shapes import LayerShape
+from .survey import Layer, Survey
+
+Energies = Mapping[tuple[str, Form], Tensor]
+"""Squared output error of a layer in a form at each rank, (full rank + 1,); entry 0 is the whole energy."""
+
+DEFAULT_RANK_MULTIPLE = 8
+
+
+def plan_ranks(
+    layers: Survey,
+    policy: Policy,
+    *,
+    forms: Iterable[Form] = tuple(Form),
+    keep: Sequence[str] = (),
+    rank_multiple: int = DEFAULT_RANK_MULTIPLE,
+    energies: Energies | None = None,
+) -> Plan:
+    """Chooses a form and rank for each layer.
+
+    Args:
+        layers: what `survey` found.
+        policy: a budget, or a rule for ranks.
+        forms: forms that may be used; a layer that has none of them (a 1 x 1 kernel has only `channel`) may use
+            any of its own.
+        keep: name patterns (`layer1.*`) of layers that stay dense.
+        rank_multiple: under a budget, ranks are multiples of this, since a rank in between costs as much time as
+            the next multiple; finer ranks are used only where the budget cannot be reached otherwise.
+        energies: squared errors by (layer, form) as calibration found them; by default those of the weights.
+
+    Returns:
+        A plan for every layer. Under a budget its total is at or below the budget.
+
+    Raises:
+        BudgetError: the budget cannot be reached; says what can.
+        PlanError: a `keep` pattern matches no layer.
+        ModelError: a weight is not finite.
+    """
+    for pattern in keep:
+        if not any(_matches(layer, [pattern]) for layer in layers):
+            raise PlanError(f"keep pattern {pattern!r} matches no layer; see dprp survey for the names")
+    wanted = tuple(forms)
+    options = {
+        layer.name: _options(layer, wanted, energies)
+        for layer in layers
+        if layer.reason is None and not _matches(layer, keep)
+    }
+    if isinstance(policy, (MacBudget, ParamBudget)):
+        chosen = _within(layers, options, policy, rank_multiple)
+    else:
+        chosen = {name: _by_rule(forms_of, policy) for name, forms_of in options.items()}
+    plans = []
+    for layer in layers:
+        pick = chosen.get(layer.name)
+        reason = layer.reason or ("kept by name" if _matches(layer, keep) else None)
+        if pick is None or pick.form is None:
+            reason = reason or "no rank within the policy makes it cheaper, or worth it"
+            plan = LayerPlan(layer.name, layer.params, layer.macs, layer.shape, reason=reason)
+        else:
+            plan = LayerPlan(
+                layer.name,
+                layer.params,
+                layer.macs,
+                layer.shape,
+                pick.form,
+                pick.rank,
+                error=pick.distortion,
+            )
+        plans.append(plan)
+    return Plan(tuple(plans), layers.params, layers.macs, layers.input_shape, str(policy))
+
+
+class _Option:
+    """One layer in one form: its relative error at each rank."""
+
+    def __init__(self, layer: Layer, form: Form, energy: Tensor | None) -> None:
+        assert layer.shape is not None
+        assert layer.weight is not None
+        if energy is None:
+            energy = tail_energies(matricise(layer.weight, layer.shape, form))
+        if not bool(energy.isfinite().all()):
+            raise ModelError(f"{layer.name}: its weight holds values that are not finite; repair the checkpoint")
+        self.shape: LayerShape = layer.shape
+        self.form = form
+        self.errors: list[float] = (energy / energy[0].clamp_min(1e-300)).tolist()
+        self.full = full_rank(layer.shape, form)
+        self.break_even = break_even_rank(layer.shape, form)
+
+    def at(self, rank: int, unit: Unit) -> Choice:
+        cost = factored_cost(self.shape, self.form, rank, unit)
+        return Choice(cost, self.errors[rank], self.form, rank)
+
+
+def _options(layer: Layer, wanted: tuple[Form, ...], energies: Energies | None) -> list[_Option]:
+    assert layer.shape is not None
+    own = forms_for(layer.shape)
+    # A caller who asks for `spatial` means both orientations; the cheaper one is found by cost.
+    asked = {*wanted, Form.SPATIAL_T} if Form.SPATIAL in wanted else set(wanted)
+    usable = [form for form in own if form in asked] or list(own)
+    return [
+        _Option(layer, form, None if energies is None else energies.get((layer.name, form)))
+        for form in usable
+    ]
+
+
+def _matches(layer: Layer, patterns: Sequence[str]) -> bool:
+    return any(fnmatch(name, pattern) for name in (layer.name, *layer.aliases) for pattern in patterns)
+
+
+def _by_rule(options: list[_Option], rule: FixedRank | RankRatio | Energy) -> Choice | None:
+    """Of the forms, the one that is cheapest in MACs at the rank that the rule gives it."""
+    choices = []
+    for option in options:
+        if isinstance(rule, FixedRank):
+            rank = min(rule.rank, option.break_even)
+        elif isinstance(rule, RankRatio):
+            rank = max(1, round(rule.ratio * option.full))
+        else:
+            lost = 1.0 - rule.keep
+            rank = max(1, next(r for r, error in enumerate(option.errors) if error <= lost + 1e-12))
+        saves = rank <= option.break_even or (isinstance(rule, RankRatio) and rule.ratio == 1.0)
+        if rank > 0 and saves:
+            choices.append(option.at(rank, Unit.MACS))
+    return min(choices, key=lambda choice: (choice.cost, choice.distortion), default=None)
+
+
+def rank_steps(most: int, multiple: int) -> list[int]:
+    """Ranks worth trying up to `most`: multiples, or every rank where there is no room for one."""
+    return list(range(multiple, most + 1, multiple)) or list(range(1, most + 1))
+
+
+def _within(
+    layers: Survey, options: dict[str, list[_Option]], budget: MacBudget | ParamBudget, multiple: int
+) -> dict[str, Choice]:
+    unit = budget.unit
+    total = layers.macs if unit is Unit.MACS else layers.params
+    limit = budget.fraction * total
+    costs: dict[str, int] = {}
+    for layer in layers:
+        if layer.name in options:
+            assert layer.shape is not None
+            costs[layer.name] = dense_cost(layer.shape, unit)
+    fixed = total - sum(costs.values())
+    for step in (multiple, 1):
+        tables = [
+            [Choice(costs[name], 0.0)]
+            + [option.at(r, unit) for option in of_layer for r in rank_steps(option.break_even, step)]
+            for name, of_layer in options.items()
+        ]
+        found = allocate(tables, limit - fixed)
+        if found is not None:
+            return dict(zip(options, found, strict=True))
+    least = fixed + sum(min(choice.cost for choice in choices) for choices in tables)
+    raise BudgetError(
+        f"budget {budget} cannot be reached: with every layer at its smallest rank "
+        f"{least / total:.3f} of the {unit.label} remain; ask for at least that"
+    )
