@@ -1,1 +1,72 @@
-"""Converter."""
+"""From a dense network to a fused low-rank one: survey, plan, convert, fine-tune, fuse."""
+
+from .checkpoint import Loaded, Source, is_compressed, load_compressed, save_compressed
+from .convert import convert, plan_of
+from .costs import Unit, break_even_rank
+from .decompose import Factors, decompose
+from .errors import (
+    BudgetError,
+    CheckpointError,
+    ConverterError,
+    LayerError,
+    ModelError,
+    PlanError,
+    TrainingError,
+)
+from .evaluate import Accuracy, evaluate
+from .finetune import FinetuneConfig, OptimizerKind, Step, finetune
+from .forms import Form
+from .fuse import fold_batch_norms, fuse
+from .layers import LowRank, LowRankConv2d, LowRankLinear
+from .losses import RankPenalty
+from .plan import LayerPlan, Plan
+from .planner import plan_ranks
+from .policies import Budget, Energy, FixedRank, MacBudget, ParamBudget, RankRatio, parse_budget
+from .survey import Layer, Survey, survey
+
+__all__ = [
+    "Accuracy",
+    "Budget",
+    "BudgetError",
+    "CheckpointError",
+    "ConverterError",
+    "Energy",
+    "Factors",
+    "FinetuneConfig",
+    "FixedRank",
+    "Form",
+    "Layer",
+    "LayerError",
+    "LayerPlan",
+    "Loaded",
+    "LowRank",
+    "LowRankConv2d",
+    "LowRankLinear",
+    "MacBudget",
+    "ModelError",
+    "OptimizerKind",
+    "ParamBudget",
+    "Plan",
+    "PlanError",
+    "RankPenalty",
+    "RankRatio",
+    "Source",
+    "Step",
+    "Survey",
+    "TrainingError",
+    "Unit",
+    "break_even_rank",
+    "convert",
+    "decompose",
+    "evaluate",
+    "finetune",
+    "fold_batch_norms",
+    "fuse",
+    "is_compressed",
+    "load_compressed",
+    "parse_budget",
+    "plan_of",
+    "plan_ranks",
+    "save_compressed",
+    "survey",
+]

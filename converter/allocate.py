@@ -41,9 +41,7 @@ def allocate(layers: Sequence[Sequence[Choice]], limit: float) -> list[Choice] |
 
     def at(price: float) -> list[int]:
         # Ties go to the cheaper choice.
-        return [
-            int(np.lexsort((c, d + price * c))[0]) for c, d in zip(costs, distortions, strict=True)
-        ]
+        return [int(np.lexsort((c, d + price * c))[0]) for c, d in zip(costs, distortions, strict=True)]
 
     def spent(picks: list[int]) -> float:
         return sum(float(c[pick]) for c, pick in zip(costs, picks, strict=True))
@@ -61,9 +59,7 @@ def allocate(layers: Sequence[Sequence[Choice]], limit: float) -> list[Choice] |
     return [choices[pick] for choices, pick in zip(layers, picks, strict=True)]
 
 
-def _fill(
-    costs: list[np.ndarray], distortions: list[np.ndarray], picks: list[int], slack: float
-) -> list[int]:
+def _fill(costs: list[np.ndarray], distortions: list[np.ndarray], picks: list[int], slack: float) -> list[int]:
     """Takes the best gain per cost that still fits, until nothing does."""
     picks = list(picks)
     while True:

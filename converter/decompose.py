@@ -128,4 +128,32 @@ def _gram(matrix: Tensor, moment: Tensor | None) -> Tensor:
 
 def _leading(gram: Tensor, rank: int) -> Tensor:
     """Eigenvectors of the largest eigenvalues, (..., k, rank), largest first."""
-    return torch.linalg.eigh(gram).eigenvectors.flip(-1)[..., :rank]
+    vectors: Tensor = torch.linalg.eigh(gram).eigenvectors
+    return vectors.flip(-1)[..., :rank]
+
+
+@torch.no_grad()
+def recut(factors: Factors, rank: int, second_moment: Tensor | None = None) -> Factors:
+    """Cuts factors to a lower rank; at their own rank, makes them a true SVD again without changing the product.
+
+    Args:
+        factors: u (..., m, r), s (..., r), v (..., r, n), not necessarily orthogonal.
+        rank: 1 <= rank <= r.
+        second_moment: inputs' second moment as for `decompose`.
+
+    Returns:
+        The best rank-`rank` fit to the product, as a true SVD in float64. Only r x r problems are solved.
+    """
+    exact = true_svd(factors.u.double() * factors.s.double().unsqueeze(-2), factors.v.double())
+    if rank == exact.rank or second_moment is None:
+        return Factors(exact.u[..., :rank], exact.s[..., :rank], exact.v[..., :rank, :])
+    scaled = exact.s.unsqueeze(-1) * exact.v
+    basis = _leading(_gram(scaled, second_moment.double()), rank)
+    return true_svd(exact.u @ basis, basis.mT @ scaled)
+
+
+@torch.no_grad()
+def factor_tail_energies(factors: Factors, second_moment: Tensor | None = None) -> Tensor:
+    """`tail_energies` of a product, from its factors: (r + 1,) float64, from r x r problems only."""
+    exact = true_svd(factors.u.double() * factors.s.double().unsqueeze(-2), factors.v.double())
+    return tail_energies(exact.s.unsqueeze(-1) * exact.v, second_moment)

@@ -132,9 +132,7 @@ def factor_shapes(shape: LayerShape, form: Form, rank: int) -> tuple[LayerShape,
         padding=padding,
         dilation=dilation,
         bias=False,
-        calls=tuple(
-            Map(c.height_in, c.width_in, h, w) for c, (h, w) in zip(shape.calls, between, strict=True)
-        ),
+        calls=tuple(Map(c.height_in, c.width_in, h, w) for c, (h, w) in zip(shape.calls, between, strict=True)),
     )
     kernel, stride, padding, dilation = second_window
     second = replace(
@@ -144,9 +142,7 @@ def factor_shapes(shape: LayerShape, form: Form, rank: int) -> tuple[LayerShape,
         stride=stride,
         padding=padding,
         dilation=dilation,
-        calls=tuple(
-            Map(h, w, c.height_out, c.width_out) for c, (h, w) in zip(shape.calls, between, strict=True)
-        ),
+        calls=tuple(Map(h, w, c.height_out, c.width_out) for c, (h, w) in zip(shape.calls, between, strict=True)),
     )
     return first, second
 

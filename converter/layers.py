@@ -41,9 +41,7 @@ class LowRank(nn.Module):
         self.bias = None if bias is None else nn.Parameter(bias.detach().clone())
 
     @classmethod
-    def empty(
-        cls, shape: LayerShape, form: Form, rank: int, *, dtype: torch.dtype, device: torch.device
-    ) -> LowRank:
+    def empty(cls, shape: LayerShape, form: Form, rank: int, *, dtype: torch.dtype, device: torch.device) -> LowRank:
         """A layer with room for its tensors and nothing in them yet."""
         rows, columns = matrix_size(shape, form)
         batch = () if shape.groups == 1 else (shape.groups,)
@@ -169,7 +167,7 @@ def plain_layer(shape: LayerShape, weight: Tensor, bias: Tensor | None) -> nn.Co
             shape.dilation,
             shape.groups,
             bias is not None,
-            shape.padding_mode,
+            shape.padding_mode,  # type: ignore[arg-type]
             weight.device,
             weight.dtype,
         )

@@ -95,8 +95,7 @@ class Plan:
     def with_ranks(self, ranks: Mapping[str, int]) -> Plan:
         """The same plan at other ranks of factored layers; predictions no longer hold and are dropped."""
         layers = tuple(
-            replace(layer, rank=ranks[layer.name], error=None) if layer.name in ranks else layer
-            for layer in self
+            replace(layer, rank=ranks[layer.name], error=None) if layer.name in ranks else layer for layer in self
         )
         return replace(self, layers=layers)
 

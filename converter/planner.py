@@ -64,7 +64,8 @@ def plan_ranks(
     if isinstance(policy, (MacBudget, ParamBudget)):
         chosen = _within(layers, options, policy, rank_multiple)
     else:
-        chosen = {name: _by_rule(forms_of, policy) for name, forms_of in options.items()}
+        ruled = {name: _by_rule(of_layer, policy) for name, of_layer in options.items()}
+        chosen = {name: choice for name, choice in ruled.items() if choice is not None}
     plans = []
     for layer in layers:
         pick = chosen.get(layer.name)
@@ -113,10 +114,7 @@ def _options(layer: Layer, wanted: tuple[Form, ...], energies: Energies | None) 
     # A caller who asks for `spatial` means both orientations; the cheaper one is found by cost.
     asked = {*wanted, Form.SPATIAL_T} if Form.SPATIAL in wanted else set(wanted)
     usable = [form for form in own if form in asked] or list(own)
-    return [
-        _Option(layer, form, None if energies is None else energies.get((layer.name, form)))
-        for form in usable
-    ]
+    return [_Option(layer, form, None if energies is None else energies.get((layer.name, form))) for form in usable]
 
 
 def _matches(layer: Layer, patterns: Sequence[str]) -> bool:

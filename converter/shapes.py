@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, NamedTuple
 
@@ -34,6 +34,9 @@ class Padding(NamedTuple):
         return self.top == self.bottom and self.left == self.right
 
 
+_NO_PADDING = Padding()
+
+
 @dataclass(frozen=True)
 class LayerShape:
     """A convolution's or dense layer's geometry.
@@ -54,7 +57,7 @@ class LayerShape:
     outputs: int
     kernel: tuple[int, int] = (1, 1)
     stride: tuple[int, int] = (1, 1)
-    padding: Padding = Padding()
+    padding: Padding = _NO_PADDING
     dilation: tuple[int, int] = (1, 1)
     groups: int = 1
     padding_mode: str = "zeros"
@@ -98,20 +101,20 @@ class LayerShape:
             PlanError: a field is missing, unknown or of the wrong kind.
         """
         try:
-            pairs = {
-                key: (int(values[key][0]), int(values[key][1])) for key in ("kernel", "stride", "dilation")
-            }
-            numbers = {key: int(values[key]) for key in ("inputs", "outputs", "groups")}
             shape = cls(
                 kind=str(values["kind"]),
+                inputs=int(values["inputs"]),
+                outputs=int(values["outputs"]),
+                kernel=_pair(values["kernel"]),
+                stride=_pair(values["stride"]),
                 padding=Padding(*(int(n) for n in values["padding"])),
+                dilation=_pair(values["dilation"]),
+                groups=int(values["groups"]),
                 padding_mode=str(values["padding_mode"]),
                 bias=bool(values["bias"]),
                 calls=tuple(Map(*(int(n) for n in call)) for call in values["calls"]),
-                **pairs,
-                **numbers,
             )
-        except (KeyError, TypeError, ValueError, IndexError) as error:
+        except (KeyError, TypeError, ValueError) as error:
             raise PlanError(f"a layer's shape does not read ({error!r}); write the plan anew") from error
         if min(shape.inputs, shape.outputs, shape.groups, *shape.kernel) < 1:
             raise PlanError(f"a layer's shape has a size below 1 ({shape}); write the plan anew")
@@ -136,6 +139,11 @@ def shape_of(layer: nn.Conv2d | nn.Linear) -> LayerShape:
         layer.padding_mode,
         layer.bias is not None,
     )
+
+
+def _pair(values: Sequence[Any]) -> tuple[int, int]:
+    height, width = values
+    return int(height), int(width)
 
 
 def _resolved(padding: str | tuple[int, ...], kernel: tuple[int, int], dilation: tuple[int, int]) -> Padding:

@@ -274,8 +274,7 @@ def _reason(
         return "its forward did not run in the probe"
     plain = nn.Conv2d if isinstance(module, nn.Conv2d) else nn.Linear
     if any(
-        getattr(kind, method, None) is not getattr(plain, method, None)
-        for method in ("forward", "_conv_forward")
+        getattr(kind, method, None) is not getattr(plain, method, None) for method in ("forward", "_conv_forward")
     ):
         return f"{kind.__name__} computes something else than {plain.__name__}"
     if parametrize.is_parametrized(module):

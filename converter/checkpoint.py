@@ -1,0 +1,186 @@
+"""A compressed checkpoint: one safetensors file with the tensors, how to build the network, and the plan.
+
+Its string metadata holds
+    dprp_format   version of this layout
+    source        JSON: model name, classes, input shape, mean and std of the inputs
+    plan          the plan as JSON
+    tied          JSON: name of each tensor stored under another name
+Loading builds the plain network, makes room for the plan's factors and fills in the tensors.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from .convert import plan_of, restructure
+from .errors import CheckpointError, PlanError
+from .files import written_whole
+from .plan import Plan
+
+FORMAT_VERSION = "1"
+
+
+@dataclass(frozen=True)
+class Source:
+    """How to build the plain network, and what it eats.
+
+    Attributes:
+        model: a name that the builder knows, or `package.module:function`.
+        classes: number of outputs, None for the model's own.
+        input_shape: (C, H, W).
+        mean, std: per channel, of inputs scaled to 0..1.
+    """
+
+    model: str
+    classes: int | None
+    input_shape: tuple[int, ...]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def to_json(self) -> str:
+        """As it stands in the file."""
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> Source:
+        """Reads what `to_json` wrote."""
+        values = json.loads(text)
+        return cls(
+            str(values["model"]),
+            None if values["classes"] is None else int(values["classes"]),
+            tuple(int(n) for n in values["input_shape"]),
+            tuple(float(n) for n in values["mean"]),
+            tuple(float(n) for n in values["std"]),
+        )
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A compressed network, where it came from, and its plan."""
+
+    model: nn.Module
+    source: Source
+    plan: Plan
+
+
+def save_compressed(model: nn.Module, source: Source, path: str | Path, *, force: bool = False) -> None:
+    """Writes a converted network as one safetensors file.
+
+    Args:
+        model: what `convert` or `finetune` gave.
+        source: how to build the plain network.
+        path: ends in .safetensors.
+        force: write over an existing file.
+
+    Raises:
+        CheckpointError: the file exists or cannot be written. Nothing has been changed then.
+        PlanError: the model was not converted.
+    """
+    path = Path(path)
+    if path.suffix != ".safetensors":
+        raise CheckpointError(f"{path}: a compressed checkpoint is a .safetensors file; name it so")
+    plan = plan_of(model)
+    tensors: dict[str, Tensor] = {}
+    tied: dict[str, str] = {}
+    first_name: dict[int, str] = {}
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        if id(tensor) in first_name:
+            tied[name] = first_name[id(tensor)]
+        else:
+            first_name[id(tensor)] = name
+            tensors[name] = tensor.detach().cpu().contiguous()
+    metadata = {
+        "dprp_format": FORMAT_VERSION,
+        "source": source.to_json(),
+        "plan": plan.to_json(),
+        "tied": json.dumps(tied),
+    }
+    with written_whole(path, force=force) as temporary:
+        save_file(tensors, temporary, metadata)
+
+
+def is_compressed(path: str | Path) -> bool:
+    """Whether a file is a compressed checkpoint of ours (a plain safetensors file is not)."""
+    try:
+        with safe_open(path, "pt") as file:
+            return "dprp_format" in (file.metadata() or {})
+    except (SafetensorError, OSError):
+        return False
+
+
+def load_compressed(path: str | Path, build: Callable[[Source], nn.Module]) -> Loaded:
+    """Reads a compressed checkpoint.
+
+    Args:
+        path: what `save_compressed` wrote.
+        build: makes the plain network from its source.
+
+    Returns:
+        The network in eval mode on the CPU, with bit-equal outputs.
+
+    Raises:
+        CheckpointError: no such file, not ours, a newer format, or it does not fit the network.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise CheckpointError(f"{path}: no such file; check the path")
+    try:
+        with safe_open(path, "pt") as file:
+            metadata: dict[str, str] = file.metadata() or {}
+            source, plan, tied = _read_metadata(path, metadata)
+            network = _fit(path, build(source), plan)
+            _check_layout(path, network, file, tied)
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path}: does not read as safetensors ({error}); the file is damaged") from error
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+            raise CheckpointError(f"{path}: {name} holds values that are not finite; write the file anew")
+    network.load_state_dict(tensors | {name: tensors[stored] for name, stored in tied.items()})
+    return Loaded(network.eval(), source, plan)
+
+
+def _read_metadata(path: Path, metadata: dict[str, str]) -> tuple[Source, Plan, dict[str, str]]:
+    version = metadata.get("dprp_format")
+    if version is None:
+        raise CheckpointError(
+            f"{path}: is a plain safetensors file; pass it as --checkpoint with the name of its model"
+        )
+    if version != FORMAT_VERSION:
+        raise CheckpointError(f"{path}: has format {version}, this dprp reads {FORMAT_VERSION}; upgrade dprp")
+    try:
+        tied = json.loads(metadata["tied"])
+        if not isinstance(tied, dict):
+            raise TypeError("tied is not a map")
+        return Source.from_json(metadata["source"]), Plan.from_json(metadata["plan"]), tied
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{path}: its metadata does not read ({error}); write the file anew") from error
+
+
+def _fit(path: Path, network: nn.Module, plan: Plan) -> nn.Module:
+    try:
+        return restructure(network, plan)
+    except PlanError as error:
+        raise CheckpointError(f"{path}: its plan does not fit its network ({error})") from error
+
+
+def _check_layout(path: Path, network: nn.Module, file: Any, tied: dict[str, str]) -> None:
+    """Names and shapes, before any tensor is read."""
+    expected = {name: list(tensor.shape) for name, tensor in network.state_dict().items()}
+    found = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
+    found |= {name: found.get(stored) for name, stored in tied.items()}
+    wrong = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
+    if wrong:
+        name = wrong[0]
+        raise CheckpointError(
+            f"{path}: {name} is {found.get(name, 'missing')}, the network has {expected.get(name, 'no such tensor')}"
+            f" ({len(wrong)} such in all); the file is damaged or its model has changed"
+        )
