@@ -20,7 +20,7 @@ from .fuse import fold_batch_norms, fuse
 from .layers import LowRank, LowRankConv2d, LowRankLinear
 from .losses import RankPenalty
 from .plan import LayerPlan, Plan
-from .planner import plan_ranks
+from .planner import headroom, plan_ranks
 from .policies import Budget, Energy, FixedRank, MacBudget, ParamBudget, RankRatio, parse_budget
 from .survey import Layer, Survey, survey
 
@@ -62,6 +62,7 @@ __all__ = [
     "finetune",
     "fold_batch_norms",
     "fuse",
+    "headroom",
     "is_compressed",
     "load_compressed",
     "parse_budget",

@@ -87,6 +87,27 @@ def plan_ranks(
     return Plan(tuple(plans), layers.params, layers.macs, layers.input_shape, str(policy))
 
 
+def headroom(plan: Plan, factor: float = 1.5, *, rank_multiple: int = DEFAULT_RANK_MULTIPLE) -> Plan:
+    """The same plan at higher ranks, for fine-tuning to choose which to drop.
+
+    Args:
+        plan: where training shall end up.
+        factor: of each layer's rank, >= 1.
+        rank_multiple: ranks are rounded up to multiples of this.
+
+    Returns:
+        A plan with no layer above its break-even rank (or its own rank, where that is higher already).
+    """
+    ranks = {}
+    for name, layer in plan.factored.items():
+        assert layer.shape is not None
+        assert layer.form is not None
+        assert layer.rank is not None
+        wider = -(-int(layer.rank * factor) // rank_multiple) * rank_multiple
+        ranks[name] = max(layer.rank, min(wider, break_even_rank(layer.shape, layer.form)))
+    return plan.with_ranks(ranks)
+
+
 class _Option:
     """One layer in one form: its relative error at each rank."""
 
