@@ -1,1 +1,64 @@
-"""Export."""
+"""ONNX files from torch models: exported, verified, scored and timed.
+
+Names load on first use: the processes that measure latency and memory import this package too, and must not
+pay for torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .accuracy import Accuracy, evaluate_onnx
+    from .benchmarking import benchmark
+    from .errors import BenchmarkError, DataError, ExportError, ModelFileError, VerificationError
+    from .exporter import to_onnx
+    from .modelfile import read_metadata
+    from .nodes import onnx_macs, op_counts
+    from .report import BenchmarkResult, Environment, FileResult
+    from .verification import Verification, verify
+
+__all__ = [
+    "Accuracy",
+    "BenchmarkError",
+    "BenchmarkResult",
+    "DataError",
+    "Environment",
+    "ExportError",
+    "FileResult",
+    "ModelFileError",
+    "Verification",
+    "VerificationError",
+    "benchmark",
+    "evaluate_onnx",
+    "onnx_macs",
+    "op_counts",
+    "read_metadata",
+    "to_onnx",
+    "verify",
+]
+
+_HOMES = {
+    "accuracy": ("Accuracy", "evaluate_onnx"),
+    "benchmarking": ("benchmark",),
+    "errors": ("BenchmarkError", "DataError", "ExportError", "ModelFileError", "VerificationError"),
+    "exporter": ("to_onnx",),
+    "modelfile": ("read_metadata",),
+    "nodes": ("onnx_macs", "op_counts"),
+    "report": ("BenchmarkResult", "Environment", "FileResult"),
+    "verification": ("Verification", "verify"),
+}
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f".{_HOME_OF[name]}", __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

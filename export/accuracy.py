@@ -1,0 +1,84 @@
+"""Top-1 accuracy of an ONNX file."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from .errors import DataError
+from .session import Array, infer, open_session
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """Share of images whose largest output is their label.
+
+    Attributes:
+        top1: percent, 0..100.
+        images: images scored.
+    """
+
+    top1: float
+    images: int
+
+    def __str__(self) -> str:
+        return f"top-1 {self.top1:.2f} % on {self.images} images"
+
+
+def evaluate_onnx(
+    path: str | Path, batches: Iterable[tuple[Tensor, Tensor]], *, threads: int | None = None
+) -> Accuracy:
+    """Score an ONNX classifier on labelled images.
+
+    Args:
+        path: an ONNX file with one input and an output of shape (N, classes).
+        batches: pairs of images (N, ...) and integer labels (N,), each label in 0..classes - 1; N may vary.
+        threads: threads inside an operator, >= 1; None takes every core this process may use.
+
+    Returns:
+        Top-1 over all images.
+
+    Raises:
+        ModelFileError: no such file, or one that ONNX Runtime cannot run on these images.
+        DataError: no images, labels that do not fit, or an output that is not (N, classes).
+    """
+    file = Path(path)
+    session = open_session(file, threads=threads)
+    correct = images = 0
+    for pictures, targets in batches:
+        labels = targets.detach().cpu().numpy()
+        if len(pictures) == 0:
+            continue
+        logits = infer(session, [pictures.detach().cpu().numpy()], str(file))
+        _check(logits, labels, len(pictures), str(file))
+        correct += int((logits.argmax(1) == labels).sum())
+        images += len(pictures)
+    if images == 0:
+        raise DataError(f"{file}: no images to score. Give at least one batch with images in it.")
+    return Accuracy(100.0 * correct / images, images)
+
+
+def _check(logits: Array, labels: Array, images: int, name: str) -> None:
+    if logits.ndim != 2 or len(logits) != images:
+        raise DataError(
+            f"{name}: output of shape {logits.shape} for {images} images is not ({images}, classes). "
+            f"Only a classifier has a top-1."
+        )
+    if labels.shape != (images,) or labels.dtype.kind not in "iu":
+        raise DataError(
+            f"{name}: labels of shape {labels.shape} and type {labels.dtype} for {images} images. "
+            f"Give one integer per image."
+        )
+    classes = logits.shape[1]
+    lowest, highest = int(labels.min()), int(labels.max())
+    if lowest < 0 or highest >= classes:
+        wrong = lowest if lowest < 0 else highest
+        raise DataError(
+            f"{name}: label {wrong} is not in 0..{classes - 1}. "
+            f"Check that the data set and the model have the same classes."
+        )

@@ -1,0 +1,88 @@
+"""The one place that makes ONNX Runtime sessions, so that every figure comes from the same settings."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnxruntime as ort
+
+from .errors import ExportError, ModelFileError, first_line
+
+Array = npt.NDArray[Any]
+
+
+def available_cores() -> int:
+    """CPU cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def open_session(path: Path, *, threads: int | None = None, label: str | None = None) -> ort.InferenceSession:
+    """An ONNX Runtime session on the CPU with a fixed number of threads.
+
+    Args:
+        path: an ONNX file.
+        threads: threads inside an operator, >= 1; None takes every core this process may use.
+        label: what errors call the file; its path if None.
+
+    Raises:
+        ModelFileError: no such file, or one that ONNX Runtime cannot load.
+        ExportError: threads below 1.
+    """
+    label = label or str(path)
+    if threads is not None and threads < 1:
+        raise ExportError(f"threads: {threads} is not at least 1. Give the number of CPU threads, or None.")
+    if not path.is_file():
+        raise ModelFileError(f"{label}: no such file. Check the path or export the model first.")
+    options = ort.SessionOptions()
+    # Never ONNX Runtime's own default: it pins threads to cores, which fails noisily inside containers.
+    options.intra_op_num_threads = available_cores() if threads is None else threads
+    options.inter_op_num_threads = 1
+    options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
+    # Errors reach the user once, as ours; severity 3 would print each of them a second time.
+    options.log_severity_level = 4
+    # Threads may spin within a run, as when deployed, but not after it: an idle session that still spins
+    # steals the cores from the one being measured.
+    options.add_session_config_entry("session.force_spinning_stop", "1")
+    try:
+        return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # ONNX Runtime's exceptions share no base class but Exception
+        raise ModelFileError(
+            f"{label}: ONNX Runtime {ort.__version__} cannot load it ({_reason(error)}). "
+            f"Check that the file is whole and that its operators and types run on the CPU."
+        ) from error
+
+
+def infer(session: ort.InferenceSession, inputs: Sequence[Array], label: str) -> Array:
+    """The first output of one run.
+
+    Args:
+        session: an open session.
+        inputs: one array per input of the model, in order.
+        label: what errors call the file.
+
+    Raises:
+        ModelFileError: the wrong number of inputs, or a run that fails.
+    """
+    names = [entry.name for entry in session.get_inputs()]
+    shapes = ", ".join(str(tuple(array.shape)) for array in inputs)
+    if len(names) != len(inputs):
+        raise ModelFileError(f"{label}: takes {len(names)} inputs, got {len(inputs)} of shape {shapes}.")
+    try:
+        return np.asarray(session.run(None, dict(zip(names, inputs, strict=True)))[0])
+    except Exception as error:  # ONNX Runtime's exceptions share no base class but Exception
+        raise ModelFileError(
+            f"{label}: ONNX Runtime cannot run it on inputs of shape {shapes} ({_reason(error)}). "
+            f"Give inputs of the shape it was exported with."
+        ) from error
+
+
+def _reason(error: Exception) -> str:
+    """The text after ONNX Runtime's "[ONNXRuntimeError] : 9 : NOT_IMPLEMENTED : "."""
+    return first_line(error).removeprefix("[ONNXRuntimeError] :").rpartition(" : ")[2].strip()
