@@ -1,5 +1,6 @@
 """From a dense network to a fused low-rank one: survey, plan, convert, fine-tune, fuse."""
 
+from .calibrate import Calibration, calibrate
 from .checkpoint import Loaded, Source, is_compressed, load_compressed, save_compressed
 from .convert import convert, plan_of
 from .costs import Unit, break_even_rank
@@ -28,6 +29,7 @@ __all__ = [
     "Accuracy",
     "Budget",
     "BudgetError",
+    "Calibration",
     "CheckpointError",
     "ConverterError",
     "Energy",
@@ -56,6 +58,7 @@ __all__ = [
     "TrainingError",
     "Unit",
     "break_even_rank",
+    "calibrate",
     "convert",
     "decompose",
     "evaluate",

@@ -3,54 +3,71 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
+from .batchnorm import reestimate
+from .calibrate import RIDGE, Calibration
 from .decompose import Factors, decompose
 from .errors import PlanError
-from .forms import Form, matricise
+from .forms import matricise
 from .layers import LowRank, low_rank
 from .plan import LayerPlan, Plan
+from .sequential import reconstruct
 from .shapes import shape_of
-
-Moments = Mapping[tuple[str, Form], Tensor]
-"""Second moments of what a layer's first factor sees, (columns, columns), by layer name and form."""
 
 _PLAN = "_dprp_plan"
 
 
-def convert(model: nn.Module, plan: Plan, *, moments: Moments | None = None, inplace: bool = False) -> nn.Module:
+def convert(
+    model: nn.Module,
+    plan: Plan,
+    *,
+    calibration: Calibration | None = None,
+    inplace: bool = False,
+    on_layer: Callable[[str], None] | None = None,
+) -> nn.Module:
     """Replaces layers by their factors.
 
     Args:
         model: the dense network; untouched unless `inplace`.
         plan: forms and ranks by layer name.
-        moments: inputs' second moments; the factors then fit what the layer does to these inputs.
+        calibration: images to fit the factors on. Layers are then made in the order in which they run, each making
+            up for the errors before it, and BatchNorm statistics are taken anew where that brings the outputs
+            nearer to the dense network's. Without it, factors are the best fit to the weights.
         inplace: change `model` itself.
+        on_layer: is told the name of each layer when it is made.
 
     Returns:
         The network with low-rank layers; at full rank it computes the same function.
 
     Raises:
         PlanError: the plan does not fit the model. Nothing has been changed then.
+        ModelError: the model cannot take the calibration images. Nothing has been changed then.
     """
+    check_fit(model, plan)
+    made: dict[str, LowRank] = {}
+    if calibration is not None:
+        made = reconstruct(model, plan, calibration.images, ridge=RIDGE, on_layer=on_layer)
     target = model if inplace else copy.deepcopy(model)
 
     def factor(name: str, layer: nn.Conv2d | nn.Linear, wanted: LayerPlan) -> LowRank:
+        if name in made:
+            return made[name]
         assert wanted.shape is not None
         assert wanted.form is not None
         assert wanted.rank is not None
-        matrix = matricise(layer.weight, wanted.shape, wanted.form).to(
-            torch.promote_types(layer.weight.dtype, torch.float32)
-        )
-        moment = None if moments is None else moments.get((name, wanted.form))
-        factors = decompose(matrix, wanted.rank, moment)
+        factors = decompose(matricise(layer.weight.double(), wanted.shape, wanted.form), wanted.rank)
+        if on_layer is not None:
+            on_layer(name)
         typed = Factors(*(part.to(layer.weight.dtype) for part in factors))
         return low_rank(wanted.shape, wanted.form, typed, layer.bias)
 
-    return replace_layers(target, plan, factor)
+    converted = replace_layers(target, plan, factor)
+    if calibration is not None and converted is not model:
+        reestimate(converted, model, calibration.images)
+    return converted
 
 
 def restructure(model: nn.Module, plan: Plan) -> nn.Module:
@@ -70,18 +87,16 @@ def restructure(model: nn.Module, plan: Plan) -> nn.Module:
     return replace_layers(model, plan, room)
 
 
-def replace_layers(
-    model: nn.Module,
-    plan: Plan,
-    make: Callable[[str, nn.Conv2d | nn.Linear, LayerPlan], LowRank],
-) -> nn.Module:
-    """Puts a new layer wherever the plan factors one: checks first, then makes all, then swaps all."""
+def check_fit(model: nn.Module, plan: Plan) -> None:
+    """Raises PlanError when a plan is not for this model."""
     by_name = dict(model.named_modules(remove_duplicate=False))
-    made: dict[nn.Module, LowRank] = {}
+    seen: set[nn.Module] = set()
     for name, wanted in plan.factored.items():
         layer = by_name.get(name)
         if layer is None:
             raise PlanError(f"{name}: the model has no such layer; make the plan from this model")
+        if not name:
+            raise PlanError("the model is itself a single layer; wrap it in nn.Sequential")
         if not isinstance(layer, (nn.Conv2d, nn.Linear)) or wanted.shape is None:
             raise PlanError(f"{name}: a {type(layer).__name__} cannot be factored; set form and rank to null")
         if not shape_of(layer).same_layer(wanted.shape):
@@ -89,8 +104,23 @@ def replace_layers(
                 f"{name}: the plan is for a layer {wanted.shape.with_calls(())}, the model has {shape_of(layer)}; "
                 "make the plan from this model"
             )
-        if layer in made:
+        if layer in seen:
             raise PlanError(f"{name}: the plan lists this shared layer twice; keep one entry")
+        seen.add(layer)
+
+
+def replace_layers(
+    model: nn.Module,
+    plan: Plan,
+    make: Callable[[str, nn.Conv2d | nn.Linear, LayerPlan], LowRank],
+) -> nn.Module:
+    """Puts a new layer wherever the plan factors one: checks first, then makes all, then swaps all."""
+    check_fit(model, plan)
+    by_name = dict(model.named_modules(remove_duplicate=False))
+    made: dict[nn.Module, LowRank] = {}
+    for name, wanted in plan.factored.items():
+        layer = by_name[name]
+        assert isinstance(layer, (nn.Conv2d, nn.Linear))
         replacement = make(name, layer, wanted)
         replacement.train(layer.training)
         for parameter in replacement.parameters():
@@ -100,8 +130,6 @@ def replace_layers(
     for name, layer in by_name.items():
         if layer in made:
             parent, _, child = name.rpartition(".")
-            if not name:
-                raise PlanError("the model is itself a single layer; wrap it in nn.Sequential")
             setattr(by_name[parent], child, made[layer])
     setattr(model, _PLAN, plan)
     return model

@@ -13,7 +13,8 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .convert import Moments, low_rank_layers, plan_of
+from .calibrate import Moments
+from .convert import low_rank_layers, plan_of
 from .costs import Unit, factored_cost
 from .errors import TrainingError
 from .evaluate import Batches, evaluate

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from .allocate import Choice, allocate
-from .convert import Moments, low_rank_layers
+from .calibrate import Moments
+from .convert import low_rank_layers
 from .costs import Unit, factored_cost
 from .decompose import Factors, factor_tail_energies, recut
 from .errors import BudgetError

@@ -1,0 +1,138 @@
+"""Calibrate: what a few hundred images tell about each layer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .decompose import regularised, tail_energies
+from .errors import ModelError
+from .evaluate import device_of
+from .forms import Form, forms_for, matricise, matrix_size
+from .memory import images_in_memory
+from .moments import pair_moments
+from .survey import Layer, Survey, evaluating
+
+Moments = Mapping[tuple[str, Form], Tensor]
+"""Second moments of what a layer's first factor sees, (columns, columns), by layer name and form."""
+
+RIDGE = 1e-4
+"""Added to second moments, relative to the mean of their diagonal."""
+
+PLANNING_IMAGES = 256
+"""Errors for planning are means over this many images at most: they settle long before that."""
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Images, and what each layer would lose on them.
+
+    Attributes:
+        images: (N, C, H, W) as the network takes them; conversion fits its layers on these.
+        energies: squared error of a layer's output by (layer, form), at each rank from 0 to full.
+    """
+
+    images: Tensor
+    energies: Mapping[tuple[str, Form], Tensor] = field(repr=False)
+
+
+@torch.no_grad()
+def calibrate(
+    model: nn.Module,
+    layers: Survey,
+    batches: Tensor | Iterable[Tensor | tuple[Tensor, ...]],
+    *,
+    images: int = 2000,
+    on_layer: Callable[[str], None] | None = None,
+) -> Calibration:
+    """Measures what each layer would lose at each rank, in one forward pass.
+
+    Args:
+        model: the dense network that `layers` was made from.
+        layers: its survey.
+        batches: images (N, C, H, W), or batches of them whose first element is the images; labels are not used.
+        images: how many to use at most.
+        on_layer: is told the name of each layer when it is done.
+
+    Returns:
+        The images and the errors. Moments are made layer by layer and dropped again, so memory is bounded by the
+        activations of 256 images (fewer when these would take more than 1.5 GiB).
+
+    Raises:
+        ModelError: no images, or images that are not finite.
+    """
+    sample = _gather(batches, images).to(device_of(model))
+    if not bool(sample.isfinite().all()):
+        raise ModelError("the calibration images hold values that are not finite; check the data")
+    wanted = {layer.name: layer for layer in layers if layer.reason is None}
+    modules = dict(model.named_modules())
+    energies: dict[tuple[str, Form], Tensor] = {}
+
+    def measure(layer: Layer) -> Callable[..., None]:
+        def hook(_module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
+            # A shared module's first call stands for all.
+            if not any((layer.name, form) in energies for form in Form):
+                energies.update(_layer_energies(layer, inputs[0], output))
+                if on_layer is not None:
+                    on_layer(layer.name)
+
+        return hook
+
+    handles = [modules[name].register_forward_hook(measure(layer)) for name, layer in wanted.items()]
+    try:
+        with evaluating(model):
+            model(sample[: images_in_memory([layer.shape for layer in layers], PLANNING_IMAGES)])
+    finally:
+        for handle in handles:
+            handle.remove()
+    return Calibration(sample, energies)
+
+
+def _gather(batches: Tensor | Iterable[Tensor | tuple[Tensor, ...]], images: int) -> Tensor:
+    if isinstance(batches, Tensor):
+        parts = [batches[:images]]
+    else:
+        parts, have = [], 0
+        for batch in batches:
+            part = batch if isinstance(batch, Tensor) else batch[0]
+            parts.append(part[: images - have])
+            have += len(parts[-1])
+            if have >= images:
+                break
+    if not parts or sum(len(part) for part in parts) == 0:
+        raise ModelError("there are no calibration images; give a data set with training images")
+    return torch.cat(parts)
+
+
+def _layer_energies(layer: Layer, x: Tensor, y: Tensor) -> dict[tuple[str, Form], Tensor]:
+    assert layer.shape is not None
+    assert layer.weight is not None
+    found = {}
+    for form in forms_for(layer.shape):
+        rows, columns = matrix_size(layer.shape, form)
+        matrix = matricise(layer.weight, layer.shape, form)
+        if form is Form.CHANNEL and rows <= columns:
+            # The error of the best fit is the tail of the output's own second moment, which is far smaller.
+            energy = _moment_tail(_outputs(y, layer))
+        else:
+            moment = pair_moments(x, x, layer.shape, form).second
+            energy = tail_energies(matrix, regularised(moment, RIDGE))
+        found[layer.name, form] = energy.cpu()
+    return found
+
+
+def _outputs(y: Tensor, layer: Layer) -> Tensor:
+    """(groups, outputs / groups, samples) without the bias."""
+    assert layer.shape is not None
+    flat = y.mT.reshape(1, y.shape[-1], -1) if layer.shape.kind == "linear" else y.transpose(0, 1)
+    return flat.reshape(layer.shape.groups, layer.shape.outputs // layer.shape.groups, -1)
+
+
+def _moment_tail(outputs: Tensor) -> Tensor:
+    second = (outputs @ outputs.mT).double() / max(1, outputs.shape[-1])
+    squares = torch.linalg.eigvalsh(second).clamp_min(0).sum(0)
+    return torch.cat([squares.new_zeros(1), squares.cumsum(0)]).flip(0)
