@@ -1,0 +1,152 @@
+"""`dprp compress`: the whole chain, from a checkpoint to a verified and measured ONNX file."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from ..checkpoint import save_compressed
+from ..convert import plan_of
+from ..finetune import FinetuneConfig, finetune
+from ..planner import DEFAULT_RANK_MULTIPLE
+from ..policies import parse_budget
+from .console import note, silent
+from .conversion import factorise, forms_from
+from .convert import write_plan
+from .data import Batches, open_data
+from .device import pick_device
+from .errors import CliError
+from .export import export_network
+from .folder import COMPRESSED, COMPRESSED_ONNX, DENSE_ONNX, PLAN, SUMMARY, check_folder, made_whole
+from .measure import summarise
+from .network import Network, open_network
+from .summary import Summary
+
+
+def compress(
+    model: str,
+    *,
+    data: str,
+    budget: str,
+    epochs: int,
+    output: Path | str,
+    checkpoint: Path | str | None = None,
+    forms: Sequence[str] = (),
+    keep: Sequence[str] = (),
+    rank_multiple: int = DEFAULT_RANK_MULTIPLE,
+    batch_size: int = 128,
+    learning_rate: float = 0.02,
+    distill: float = 0.7,
+    augment: str | None = None,
+    mixed_precision: str = "no",
+    workers: int = 0,
+    threads: int = 1,
+    classes: int | None = None,
+    input_shape: tuple[int, int, int] | None = None,
+    mean: tuple[float, ...] | None = None,
+    std: tuple[float, ...] | None = None,
+    random_weights: bool = False,
+    download: bool = False,
+    force: bool = False,
+    seed: int = 0,
+    device: str = "auto",
+    quiet: bool = False,
+) -> Summary:
+    """Compresses, fine-tunes, fuses, exports, verifies, scores and times a network.
+
+    Args:
+        model: a name or `package.module:function`.
+        data: as `dprp.models.load_data` takes it.
+        budget: such as "macs=0.5".
+        epochs: of fine-tuning; 0 stops after conversion.
+        output: folder for plan.json, compressed.safetensors, dense.onnx, compressed.onnx and summary.json.
+        checkpoint: weights.
+        forms: channel, pointwise, spatial; () for all.
+        keep: name patterns of layers that stay dense.
+        rank_multiple: ranks are multiples of this.
+        batch_size: images in a batch.
+        learning_rate, distill, mixed_precision: as in `FinetuneConfig`; the dense network is the teacher.
+        augment: none, crop or crop-flip; None for what suits the data.
+        workers: processes that read images ahead.
+        threads: of ONNX Runtime where latency is measured.
+        classes, input_shape, mean, std: None for the architecture's own.
+        random_weights: go on without a checkpoint.
+        download: let torchvision fetch its data set.
+        force: replace what an earlier run left in the folder.
+        seed: of all random numbers.
+        device: auto, cpu or cuda, for all but the ONNX files.
+        quiet: show neither notes nor a progress bar.
+
+    Returns:
+        Dense against compressed.
+
+    Raises:
+        CliError, ConverterError, ModelsError, ExportError: one sentence each; nothing has been written then.
+    """
+    folder = Path(output)
+    target = parse_budget(budget)
+    asked = forms_from(forms)
+    if epochs < 0:
+        raise CliError(f"epochs {epochs} is below 0; give 0 to stop after conversion, or more")
+    if threads < 1:
+        raise CliError(f"threads {threads} is below 1; give the number of CPU threads for the latency")
+    check_folder(folder, force=force)
+    where = pick_device(device)
+    config = FinetuneConfig(
+        epochs=max(1, epochs),
+        budget=target,
+        learning_rate=learning_rate,
+        distill=distill,
+        rank_multiple=rank_multiple,
+        mixed_precision=mixed_precision,
+        seed=seed,
+        cpu=where.type == "cpu",
+    )
+    network = open_network(
+        model,
+        checkpoint=checkpoint,
+        classes=classes,
+        input_shape=input_shape,
+        mean=mean,
+        std=std,
+        random_weights=random_weights,
+        seed=seed,
+    )
+    batches = Batches(
+        open_data(data, network.classes(), download=download), network.preprocess, batch_size, seed, workers
+    )
+    train, test = batches.train(augment), batches.test()
+    made = factorise(
+        network, target, forms=asked, keep=keep, rank_multiple=rank_multiple, spare_ranks=epochs > 0, device=where
+    )
+    say = silent if quiet else note
+    with made_whole(folder, force=force) as work:
+        example = next(iter(test))[0][:8]
+        say(f"exporting the dense {model}")
+        export_network(network, work / DENSE_ONNX, example, device=where)
+        low_rank = made.model
+        if epochs > 0:
+            say(f"fine-tuning down to {budget}: {epochs} epochs of {data}")
+            low_rank = finetune(low_rank, train, config, evaluate_on=test, teacher=network.model, progress=not quiet)
+        plan = plan_of(low_rank)
+        say(str(plan))
+        write_plan(plan, work / PLAN, force=False)
+        save_compressed(low_rank, network.source, work / COMPRESSED)
+        say("exporting and measuring the compressed one")
+        compressed = Network(low_rank, network.source, compressed=True)
+        verified = export_network(compressed, work / COMPRESSED_ONNX, example, device=where)
+        summary = summarise(
+            work,
+            test,
+            plan,
+            verified,
+            model=model,
+            budget=budget,
+            epochs=epochs,
+            seed=seed,
+            threads=threads,
+            folder=folder,
+        )
+        (work / SUMMARY).write_text(json.dumps(summary.to_dict(), indent=1) + "\n", encoding="utf-8")
+    return summary

@@ -1,0 +1,125 @@
+"""From a dense network to a low-rank one: survey, plan, convert."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from ..convert import convert
+from ..forms import Form
+from ..plan import Plan
+from ..planner import DEFAULT_RANK_MULTIPLE, headroom, plan_ranks
+from ..policies import Policy
+from ..survey import Survey, survey
+from .errors import CliError
+from .network import Network
+
+BASE_FORMS = (Form.CHANNEL, Form.POINTWISE, Form.SPATIAL)
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """What became of a network.
+
+    Attributes:
+        plan: where the ranks shall end up.
+        model: the low-rank network on the CPU, at the plan's ranks or, for fine-tuning to choose, above them.
+    """
+
+    plan: Plan
+    model: nn.Module
+
+
+def factorise(
+    network: Network,
+    wanted: Policy | Plan,
+    *,
+    forms: Sequence[Form] = (),
+    keep: Sequence[str] = (),
+    rank_multiple: int = DEFAULT_RANK_MULTIPLE,
+    spare_ranks: bool = False,
+    device: torch.device | None = None,
+) -> Conversion:
+    """Plans a network's ranks, or takes them as planned, and converts a copy of it.
+
+    Args:
+        network: dense; untouched.
+        wanted: a budget, a rule for ranks, or a finished plan.
+        forms: forms that may be used, () for all.
+        keep: name patterns of layers that stay dense.
+        rank_multiple: ranks are multiples of this under a budget.
+        spare_ranks: convert above the planned ranks, so that fine-tuning can choose which to drop.
+        device: where to compute.
+
+    Raises:
+        CliError: the network is compressed already, or options that do not go together.
+        ConverterError: the network cannot be planned or converted so.
+    """
+    if network.compressed:
+        raise CliError("MODEL is compressed already; start from the dense network, or go on with dprp finetune")
+    if rank_multiple < 1:
+        raise CliError(f"rank multiple {rank_multiple} is below 1; give 1 to allow every rank, or 8")
+    model = network.model.to(device)  # in place: back to the CPU below
+    layers = survey(model, network.example().to(device))
+    if isinstance(wanted, Plan):
+        if forms or keep:
+            raise CliError("--plan says forms and dense layers itself; leave --form and --keep out")
+        plan = wanted
+        _check_plan(plan, layers)
+    else:
+        plan = plan_ranks(layers, wanted, forms=forms or tuple(Form), keep=keep, rank_multiple=rank_multiple)
+    start = headroom(plan, rank_multiple=rank_multiple) if spare_ranks else plan
+    converted = convert(model, start).cpu()
+    network.model.cpu()
+    return Conversion(plan, converted)
+
+
+def _check_plan(plan: Plan, layers: Survey) -> None:
+    """A plan that was edited by hand may ask for more than the planner ever would."""
+    if plan.input_shape != layers.input_shape:
+        raise CliError(
+            f"the plan is for inputs of {_text(plan.input_shape)}, the model's are {_text(layers.input_shape)}; "
+            f"make the plan anew, or pass --input {_text(plan.input_shape)}"
+        )
+    reasons = {layer.name: layer.reason for layer in layers}
+    for name in plan.factored:
+        if reasons.get(name) is not None:
+            raise CliError(
+                f"{name}: cannot be factored as the plan asks ({reasons[name]}); set form and rank to null"
+            )
+
+
+def read_plan(path: Path | str) -> Plan:
+    """Reads a plan from a file.
+
+    Raises:
+        CliError: no such file, or not a plan.
+    """
+    path = Path(path)
+    try:
+        return Plan.from_json(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise CliError(f"{path}: cannot be read ({error.strerror}); check the path") from error
+    except ValueError as error:  # a PlanError, text that is no UTF-8, or "many" where a number belongs
+        raise CliError(f"{path}: {error}") from error
+
+
+def forms_from(names: Sequence[str]) -> tuple[Form, ...]:
+    """Forms by their names.
+
+    Raises:
+        CliError: an unknown name.
+    """
+    allowed = [form.value for form in BASE_FORMS]
+    for name in names:
+        if name not in allowed:
+            raise CliError(f"form {name!r} is not one of {', '.join(allowed)}; choose one of these")
+    return tuple(Form(name) for name in names)
+
+
+def _text(shape: tuple[int, ...]) -> str:
+    return "x".join(map(str, shape))

@@ -1,0 +1,179 @@
+"""`dprp convert`: a network becomes a compressed checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..checkpoint import save_compressed
+from ..costs import Unit
+from ..files import check_target, written_whole
+from ..plan import Plan
+from ..planner import DEFAULT_RANK_MULTIPLE
+from ..policies import Energy, FixedRank, Policy, RankRatio, parse_budget
+from .conversion import factorise, forms_from, read_plan
+from .device import pick_device
+from .errors import CliError
+from .network import open_network
+
+
+@dataclass(frozen=True)
+class Converted:
+    """What `convert` did.
+
+    Attributes:
+        plan: the forms and ranks.
+        output: the compressed checkpoint.
+        plan_file: the plan, if it was asked for.
+    """
+
+    plan: Plan
+    output: Path
+    plan_file: Path | None
+
+    def __str__(self) -> str:
+        files = " and ".join(str(file) for file in (self.output, self.plan_file) if file is not None)
+        return f"{self.plan}\nwrote {files}"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return {
+            "output": str(self.output),
+            "plan": None if self.plan_file is None else str(self.plan_file),
+            "budget": self.plan.budget,
+            **costs(self.plan),
+            "layers": ranks(self.plan),
+        }
+
+
+def convert(
+    model: str,
+    *,
+    output: Path | str,
+    checkpoint: Path | str | None = None,
+    budget: str | None = None,
+    plan: Path | str | None = None,
+    ratio: float | None = None,
+    rank: int | None = None,
+    energy: float | None = None,
+    forms: Sequence[str] = (),
+    keep: Sequence[str] = (),
+    rank_multiple: int = DEFAULT_RANK_MULTIPLE,
+    save_plan: Path | str | None = None,
+    classes: int | None = None,
+    input_shape: tuple[int, int, int] | None = None,
+    mean: tuple[float, ...] | None = None,
+    std: tuple[float, ...] | None = None,
+    random_weights: bool = False,
+    force: bool = False,
+    seed: int = 0,
+    device: str = "auto",
+) -> Converted:
+    """Factors a network's layers and writes a compressed checkpoint.
+
+    Args:
+        model: a name or `package.module:function`.
+        output: the compressed checkpoint, a `.safetensors`.
+        checkpoint: weights.
+        budget: such as "macs=0.5"; exactly one of this and the next four says how far to go.
+        plan: file of a plan, perhaps edited by hand.
+        ratio: part of each layer's full rank.
+        rank: the same rank for every layer.
+        energy: part of each layer's energy to keep.
+        forms: channel, pointwise, spatial; () for all.
+        keep: name patterns of layers that stay dense.
+        rank_multiple: ranks are multiples of this under a budget.
+        save_plan: file for the plan.
+        classes, input_shape, mean, std: None for the architecture's own.
+        random_weights: go on without a checkpoint.
+        force: write over existing files.
+        seed: of random weights.
+        device: auto, cpu or cuda.
+
+    Raises:
+        CliError, ConverterError, ModelsError: one sentence each; nothing has been written then.
+    """
+    wanted = _wanted(budget, plan, ratio, rank, energy)
+    asked = forms_from(forms)
+    target = check_compressed_target(output, force=force)
+    plan_file = None if save_plan is None else Path(save_plan)
+    if plan_file is not None:
+        check_target(plan_file, force=force)
+        if plan_file.absolute() == target.absolute():
+            raise CliError(f"{plan_file}: is the output already; give the plan a file of its own")
+    where = pick_device(device)
+    network = open_network(
+        model,
+        checkpoint=checkpoint,
+        classes=classes,
+        input_shape=input_shape,
+        mean=mean,
+        std=std,
+        random_weights=random_weights,
+        seed=seed,
+    )
+    made = factorise(network, wanted, forms=asked, keep=keep, rank_multiple=rank_multiple, device=where)
+    save_compressed(made.model, network.source, target, force=force)
+    if plan_file is not None:
+        write_plan(made.plan, plan_file, force=force)
+    return Converted(made.plan, target, plan_file)
+
+
+def _wanted(
+    budget: str | None, plan: Path | str | None, ratio: float | None, rank: int | None, energy: float | None
+) -> Policy | Plan:
+    given = [value for value in (budget, plan, ratio, rank, energy) if value is not None]
+    if len(given) != 1:
+        raise CliError(
+            f"{len(given) or 'none'} of --budget, --plan, --ratio, --rank and --energy given; "
+            "give exactly one, for example --budget macs=0.5"
+        )
+    if budget is not None:
+        return parse_budget(budget)
+    if plan is not None:
+        return read_plan(plan)
+    if ratio is not None:
+        return RankRatio(ratio)
+    if rank is not None:
+        return FixedRank(rank)
+    assert energy is not None
+    return Energy(energy)
+
+
+def check_compressed_target(output: Path | str, *, force: bool) -> Path:
+    """Refuses a name that a compressed checkpoint cannot be written to, before any work is done.
+
+    Raises:
+        CliError: not a .safetensors.
+        CheckpointError: it exists, or its folder does not.
+    """
+    target = Path(output)
+    if target.suffix != ".safetensors":
+        raise CliError(f"{target}: a compressed checkpoint is a .safetensors file; name it so")
+    check_target(target, force=force)
+    return target
+
+
+def write_plan(plan: Plan, path: Path, *, force: bool) -> None:
+    """Writes a plan as JSON.
+
+    Raises:
+        CheckpointError: the file may not be written.
+    """
+    with written_whole(path, force=force) as temporary:
+        temporary.write_text(plan.to_json() + "\n", encoding="utf-8")
+
+
+def costs(plan: Plan) -> dict[str, Any]:
+    """Parameters and MACs before and after, as plain JSON values."""
+    return {
+        unit.value: {"dense": plan.dense_total(unit), "compressed": plan.total(unit), "part": plan.fraction(unit)}
+        for unit in (Unit.PARAMS, Unit.MACS)
+    }
+
+
+def ranks(plan: Plan) -> dict[str, str]:
+    """Form and rank of each factored layer, such as "spatial:16"."""
+    return {name: f"{layer.form}:{layer.rank}" for name, layer in plan.factored.items()}

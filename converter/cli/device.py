@@ -1,0 +1,23 @@
+"""Where a verb computes."""
+
+from __future__ import annotations
+
+import torch
+
+from .errors import CliError
+
+
+def pick_device(device: str) -> torch.device:
+    """The device by its name.
+
+    Args:
+        device: `cpu`, `cuda`, or `auto`: the GPU where there is one.
+
+    Raises:
+        CliError: another name, or `cuda` without a GPU that torch can use.
+    """
+    if device not in ("auto", "cpu", "cuda"):
+        raise CliError(f"device {device!r} is not one of auto, cpu, cuda; choose one of these")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise CliError("--device cuda: torch finds no GPU that it can use here; pass --device cpu")
+    return torch.device("cuda" if device != "cpu" and torch.cuda.is_available() else "cpu")

@@ -1,0 +1,83 @@
+"""What our ONNX files say about themselves.
+
+dprp.model, dprp.classes    how the plain network is called, and its outputs if they are not its own number
+dprp.input                  3x32x32: channels x height x width
+dprp.mean, dprp.std         per channel, of pixels scaled to 0..1, with commas
+dprp.budget, dprp.layers    the plan: what was asked for, and JSON of "form:rank" by layer
+dprp.macs, dprp.params      "20000000 of 41000000": under the plan, and dense
+dprp.versions               JSON
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from ...export import read_metadata
+from ...models import ModelInfo, Preprocess, preprocess_for
+from ...models.registry import IMAGENET_MEAN, IMAGENET_STD
+from ..checkpoint import Source
+from ..costs import Unit
+from ..plan import Plan
+from .convert import ranks
+from .errors import CliError
+from .values import numbers_from, shape_from
+from .versions import versions
+
+
+def onnx_metadata(source: Source, plan: Plan | None) -> dict[str, str]:
+    """What to write into an ONNX file.
+
+    Args:
+        source: of the network.
+        plan: None for a dense network.
+    """
+    about = {
+        "dprp.model": source.model,
+        "dprp.input": "x".join(map(str, source.input_shape)),
+        "dprp.mean": ",".join(map(str, source.mean)),
+        "dprp.std": ",".join(map(str, source.std)),
+        "dprp.versions": json.dumps(versions()),
+    }
+    if source.classes is not None:
+        about["dprp.classes"] = str(source.classes)
+    if plan is not None:
+        about["dprp.budget"] = plan.budget
+        about["dprp.layers"] = json.dumps(ranks(plan))
+        for unit in Unit:
+            about[f"dprp.{unit.value}"] = f"{plan.total(unit)} of {plan.dense_total(unit)}"
+    return about
+
+
+def onnx_preprocess(
+    path: Path | str,
+    input_shape: tuple[int, int, int] | None,
+    mean: tuple[float, ...] | None,
+    std: tuple[float, ...] | None,
+) -> tuple[Preprocess, str]:
+    """How images become inputs of an ONNX file: as the user says, else as the file says, else as for ImageNet.
+
+    Args:
+        path: an ONNX file.
+        input_shape, mean, std: what the user says, None where nothing.
+
+    Returns:
+        The preprocessing, and a remark on what had to be guessed (empty if nothing).
+
+    Raises:
+        ModelFileError: no such file, or not ONNX.
+        CliError: the file's own metadata does not read.
+        DataError: numbers that do not fit together.
+    """
+    about = read_metadata(path)
+    try:
+        input_shape = input_shape or shape_from(about.get("dprp.input"))
+        mean = mean or numbers_from("dprp.mean", about.get("dprp.mean"))
+        std = std or numbers_from("dprp.std", about.get("dprp.std"))
+    except CliError as error:
+        raise CliError(f"{path}: its metadata does not read ({error}); export it again") from error
+    missing = {"--input 3x224x224": input_shape, "--mean": mean, "--std": std}
+    guessed = [option for option, value in missing.items() if value is None]
+    usual = preprocess_for(ModelInfo(str(path), (3, 224, 224), IMAGENET_MEAN, IMAGENET_STD), input_shape)
+    remark = f"{path}: says nothing of its input; taking ImageNet's for {', '.join(guessed)}" if guessed else ""
+    return Preprocess(usual.input_shape, mean or usual.mean, std or usual.std), remark

@@ -1,0 +1,133 @@
+"""MODEL and its options become a network that knows its input."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from ...models import Preprocess, build, info, load_weights, preprocess_for
+from ..checkpoint import Source, load_compressed
+from ..survey import evaluating, survey
+from .errors import CliError
+
+_PICKLES = (".pth", ".th", ".pt", ".ckpt", ".bin")
+
+
+@dataclass(frozen=True)
+class Network:
+    """A network in eval mode on the CPU, how to build it, and what it eats.
+
+    Attributes:
+        model: the network; it has low-rank layers if it came from a compressed checkpoint.
+        source: how to build the plain network.
+        compressed: whether it came from a compressed checkpoint.
+    """
+
+    model: nn.Module
+    source: Source
+    compressed: bool
+
+    @property
+    def preprocess(self) -> Preprocess:
+        """Size and normalisation of its input."""
+        return Preprocess(self.source.input_shape, self.source.mean, self.source.std)  # type: ignore[arg-type]
+
+    def example(self, images: int = 1) -> Tensor:
+        """Noise as input, (images, C, H, W), always the same."""
+        return torch.randn(images, *self.source.input_shape, generator=torch.Generator().manual_seed(0))
+
+    def classes(self) -> int:
+        """Outputs, found by running it once.
+
+        Raises:
+            ModelError: it cannot take its input.
+            CliError: it gives something else than a row of scores an image.
+        """
+        survey(self.model, self.example())  # says what is wrong with the input, where something is
+        with evaluating(self.model), torch.no_grad():
+            outputs = self.model(self.example())
+        if not isinstance(outputs, Tensor) or outputs.dim() != 2:
+            raise CliError(
+                f"{self.source.model}: does not give one row of scores an image; only classifiers can be used"
+            )
+        return outputs.shape[1]
+
+
+def open_network(
+    model: str,
+    *,
+    checkpoint: Path | str | None = None,
+    classes: int | None = None,
+    input_shape: tuple[int, int, int] | None = None,
+    mean: tuple[float, ...] | None = None,
+    std: tuple[float, ...] | None = None,
+    random_weights: bool = False,
+    seed: int = 0,
+) -> Network:
+    """Finds or builds a network.
+
+    Args:
+        model: a name that `dprp.models.build` knows, or a compressed `.safetensors`, which says all else itself.
+        checkpoint: weights of the named architecture.
+        classes: outputs; None for the architecture's own.
+        input_shape: (channels, height, width); None for the architecture's own.
+        mean, std: per channel, or one value for all; None for the architecture's own.
+        random_weights: whether a missing checkpoint is meant.
+        seed: of random weights.
+
+    Raises:
+        CliError: options that do not go together.
+        ModelsError: no such architecture, or a checkpoint that cannot be read or does not fit.
+        CheckpointError: a compressed checkpoint that cannot be read.
+    """
+    suffix = Path(model).suffix.lower()
+    if suffix == ".safetensors":
+        given = {
+            "--checkpoint": checkpoint,
+            "--classes": classes,
+            "--input": input_shape,
+            "--mean": mean,
+            "--std": std,
+            "--random-weights": random_weights or None,
+        }
+        extra = [option for option, value in given.items() if value is not None]
+        if extra:
+            raise CliError(f"{model}: a compressed checkpoint brings its own weights and input; leave {extra[0]} out")
+        loaded = load_compressed(model, build_plain)
+        return Network(loaded.model, loaded.source, compressed=True)
+    if suffix == ".onnx":
+        raise CliError(
+            f"{model}: an ONNX file has no layers to work on; give the model's name or a .safetensors of ours"
+        )
+    if suffix in _PICKLES:
+        raise CliError(f"{model}: is a checkpoint, not a model; give the model's name and --checkpoint {model}")
+    if checkpoint is None and not random_weights:
+        raise CliError(f"{model}: no weights given; pass --checkpoint FILE, or --random-weights if you mean that")
+    if checkpoint is not None and random_weights:
+        raise CliError("--checkpoint and --random-weights exclude each other; pass one of them")
+    usual = preprocess_for(info(model), input_shape)
+    channels = usual.input_shape[0]
+    eats = Preprocess(
+        usual.input_shape, _per_channel(mean, channels, usual.mean), _per_channel(std, channels, usual.std)
+    )
+    torch.manual_seed(seed)
+    network = build(model, classes=classes)
+    if checkpoint is not None:
+        load_weights(network, checkpoint)
+    return Network(
+        network.cpu().eval(), Source(model, classes, eats.input_shape, eats.mean, eats.std), compressed=False
+    )
+
+
+def build_plain(source: Source) -> nn.Module:
+    """The plain network that a compressed checkpoint came from, with random weights."""
+    return build(source.model, classes=source.classes)
+
+
+def _per_channel(values: tuple[float, ...] | None, channels: int, usual: tuple[float, ...]) -> tuple[float, ...]:
+    if values is None:
+        return usual
+    return values * channels if len(values) == 1 else values

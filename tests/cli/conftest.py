@@ -1,0 +1,99 @@
+"""The command line in this process, and a compressed digits network that many tests start from."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from dprp.converter.cli import main
+from dprp.models import DIGITS_WEIGHTS
+
+ROOT = Path(__file__).parents[2]
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a command did."""
+
+    code: int
+    out: str
+    err: str
+
+    def json(self) -> Any:
+        """Its answer; fails when stdout holds anything else."""
+        assert self.code == 0, self.err
+        return json.loads(self.out)
+
+
+Dprp = Callable[..., Run]
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Two threads on two busy cores wait for each other more than they work."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def dprp(capsys: pytest.CaptureFixture[str]) -> Dprp:
+    """`dprp` as a function of its arguments."""
+
+    def run(*arguments: object) -> Run:
+        capsys.readouterr()
+        code = main([str(argument) for argument in arguments])
+        out, err = capsys.readouterr()
+        return Run(code, out, err)
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The digits network at 0.6 of its MACs, as `dprp convert` writes it; not to be written to."""
+    from dprp.converter.cli.convert import convert
+
+    path = tmp_path_factory.mktemp("small") / "small.safetensors"
+    convert("digits_cnn", checkpoint=DIGITS_WEIGHTS, budget="macs=0.6", output=path, device="cpu")
+    return path
+
+
+@pytest.fixture(scope="session")
+def onnx(small: Path) -> Path:
+    """`small` as `dprp export` writes it; not to be written to."""
+    from dprp.converter.cli.export import export
+
+    path = small.with_suffix(".onnx")
+    export(str(small), output=path, device="cpu")
+    return path
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """Real data and checkpoints, which are no part of the repository."""
+    folder = ROOT.parent / "shared" / "data"
+    if not folder.is_dir():
+        pytest.skip(f"needs {folder.name} with CIFAR-10 and its checkpoints in ../shared, beside the repository")
+    return folder
+
+
+@pytest.fixture
+def digits_npz(tmp_path: Path) -> Callable[..., str]:
+    """Makes an npz of 8 x 8 noise with the labels given, and returns it as DATA."""
+
+    def make(labels: list[int]) -> str:
+        random = np.random.default_rng(0)
+        images = random.integers(0, 256, (len(labels), 8, 8, 1), dtype=np.uint8)
+        path = tmp_path / "images.npz"
+        np.savez(path, x_train=images, y_train=np.array(labels), x_test=images, y_test=np.array(labels))
+        return f"npz:{path}"
+
+    return make

@@ -1,0 +1,158 @@
+"""The whole chain on the digits network."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from dprp.converter import Plan, Unit, load_compressed
+from dprp.converter.cli import compress as module
+from dprp.converter.cli.compress import compress
+from dprp.converter.cli.network import build_plain
+from dprp.converter.cli.summary import Figures, Summary, remarks
+from dprp.export import ExportError, onnx_macs
+from dprp.models import DIGITS_WEIGHTS
+
+FILES = ["compressed.onnx", "compressed.safetensors", "dense.onnx", "plan.json", "summary.json"]
+START = ("compress", "digits_cnn", "--checkpoint", DIGITS_WEIGHTS, "--data", "digits", "--budget", "macs=0.5")
+
+
+def _names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_whole_chain(dprp: Any, tmp_path: Path) -> None:
+    folder = tmp_path / "out"
+    run = dprp(*START, "--epochs", 1, "--batch-size", 64, "--seed", 3, "-o", folder, "--json")
+    told = run.json()
+    assert _names(tmp_path) == ["out"]
+    assert _names(folder) == FILES
+    assert json.loads((folder / "summary.json").read_text()) == told
+    assert (told["model"], told["budget"], told["epochs"], told["seed"]) == ("digits_cnn", "macs=0.5", 1, 3)
+    assert {"python", "torch", "onnxruntime", "dprp"} <= set(told["versions"])
+
+    plan = Plan.from_json((folder / "plan.json").read_text())
+    assert plan == load_compressed(folder / "compressed.safetensors", build_plain).plan
+    assert 0.45 < plan.fraction(Unit.MACS) <= 0.5
+    for name in ("dense", "compressed"):
+        figures, file = told[name], folder / f"{name}.onnx"
+        assert set(figures) == {"top1", "params", "macs", "onnx_bytes", "median_ms", "p90_ms"}
+        assert figures["onnx_bytes"] == file.stat().st_size
+        assert figures["macs"] == onnx_macs(file)
+        assert 0 < figures["median_ms"] <= figures["p90_ms"]
+        assert dprp("evaluate", file, "--data", "digits", "--json").json() == {"top1": figures["top1"], "images": 500}
+    assert told["dense"]["params"] == 177_290
+    assert told["compressed"]["params"] == plan.total(Unit.PARAMS) < 177_290
+    assert told["dense"]["top1"] > 98
+    assert told["compressed"]["top1"] > 95
+    assert told["max_rel_error"] < 1e-4
+    assert "block3.conv" in run.err
+    assert "fine-tun" in run.err
+
+    table = dprp("benchmark", folder / "dense.onnx", folder / "compressed.onnx", "--rounds", 1).out
+    assert "dense.onnx" in table
+    assert "compressed.onnx" in table
+    assert dprp("export", folder / "compressed.safetensors", "-o", tmp_path / "again.onnx").code == 0
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory: pytest.TempPathFactory) -> Summary:
+    """A run without fine-tuning, through the Python function; not to be written to."""
+    return compress(
+        "digits_cnn",
+        checkpoint=DIGITS_WEIGHTS,
+        data="digits",
+        budget="params=0.5",
+        epochs=0,
+        forms=["channel"],
+        keep=["head"],
+        output=tmp_path_factory.mktemp("done") / "out",
+        quiet=True,
+    )
+
+
+def test_python_function(done: Summary) -> None:
+    assert 0.45 < done.compressed.params / done.dense.params <= 0.5
+    assert json.loads((done.folder / "summary.json").read_text()) == done.to_dict()
+    plan = Plan.from_json((done.folder / "plan.json").read_text())
+    assert {str(layer.form) for layer in plan.factored.values()} == {"channel"}
+    assert "head" not in plan.factored
+
+
+def test_force_replaces_an_earlier_run_and_only_that(dprp: Any, tmp_path: Path, done: Summary) -> None:
+    """Without epochs the chain stops after conversion; the table says all that the summary holds."""
+    folder = tmp_path / "out"
+    shutil.copytree(done.folder, folder)
+    command = (*START, "--epochs", 0, "-o", folder)
+    assert dprp(*command).code == 2
+    assert (folder / "summary.json").read_bytes() == (done.folder / "summary.json").read_bytes()
+    run = dprp(*command, "--seed", 1, "--force")
+    assert run.code == 0
+    assert "fine-tun" not in run.err
+    told = json.loads((folder / "summary.json").read_text())
+    assert (told["seed"], told["budget"], told["epochs"]) == (1, "macs=0.5", 0)
+    assert 0.45 < told["compressed"]["macs"] / told["dense"]["macs"] <= 0.5
+    assert _names(tmp_path) == ["out"]
+    assert _names(folder) == FILES
+    for text in (
+        f"{told['dense']['top1']:.2f} %",
+        f"{told['compressed']['top1']:.2f} %",
+        f"{told['compressed']['params']:,}",
+        f"{told['compressed']['macs']:,}",
+        f"{told['compressed']['onnx_bytes']:,}",
+        f"{told['compressed']['median_ms']:.3f}",
+        f"{told['speedup']:.2f} x",
+        f"files in {folder}\n",
+    ):
+        assert text in run.out
+    assert "\x1b" not in run.out + run.err
+
+    (folder / "notes.txt").write_text("mine")
+    refused = dprp(*command, "--force")
+    assert refused.code == 2
+    assert "holds notes.txt" in refused.err
+    assert (folder / "notes.txt").read_text() == "mine"
+
+
+@pytest.mark.parametrize(("error", "code"), [(ExportError("a file that differs"), 2), (KeyboardInterrupt(), 130)])
+def test_a_failure_half_way_leaves_nothing(
+    dprp: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException, code: int
+) -> None:
+    def fail(_network: object, path: Path, *_: object, **__: object) -> None:
+        path.write_text("half")
+        raise error
+
+    monkeypatch.setattr(module, "export_network", fail)
+    run = dprp(*START, "--epochs", 0, "-o", tmp_path / "out")
+    assert run.code == code
+    assert run.err.splitlines()[-1] == f"dprp: {str(error) or 'interrupted'}"
+    assert run.out == ""
+    assert _names(tmp_path) == []
+
+    (tmp_path / "out").mkdir()
+    for name in FILES:
+        (tmp_path / "out" / name).write_text("old")
+    assert dprp(*START, "--epochs", 0, "-o", tmp_path / "out", "--force").code == code
+    assert _names(tmp_path) == ["out"]
+    assert {(tmp_path / "out" / name).read_text() for name in FILES} == {"old"}
+
+
+def test_a_bug_is_not_hidden(dprp: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise ValueError("a bug")
+
+    monkeypatch.setattr(module, "export_network", fail)
+    with pytest.raises(ValueError, match="a bug"):
+        dprp(*START, "--epochs", 0, "-o", tmp_path / "out")
+    assert _names(tmp_path) == []
+
+
+def test_no_gain_is_said_plainly() -> None:
+    dense = Figures(top1=90.0, params=100, macs=100, onnx_bytes=100, median_ms=1.0, p90_ms=1.0)
+    assert remarks(dense, Figures(90.0, 50, 50, 60, 0.5, 0.5), 2.0) == []
+    slower, larger = remarks(dense, Figures(90.0, 90, 50, 100, 1.1, 1.2), 0.91)
+    assert "not faster here (0.91 x the dense speed)" in slower
+    assert "not smaller" in larger

@@ -1,0 +1,91 @@
+"""The installed `dprp`, in a process of its own: exit codes, streams, and what it loads."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from dprp.models import DIGITS_WEIGHTS, build
+
+
+def _run(*arguments: object, cwd: Path) -> subprocess.CompletedProcess[str]:
+    program = Path(sys.executable).with_name("dprp")
+    return subprocess.run(
+        [program, *map(str, arguments)],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "40"},
+    )
+
+
+def test_version_and_help(tmp_path: Path) -> None:
+    assert _run("--version", cwd=tmp_path).stdout.startswith("dprp 0.")
+    helped = _run("--help", cwd=tmp_path)
+    assert helped.returncode == 0
+    for verb in ("survey", "convert", "finetune", "evaluate", "export", "benchmark", "compress", "demo"):
+        assert verb in helped.stdout
+
+
+def test_mistakes_are_one_unbroken_line_and_exit_2(tmp_path: Path) -> None:
+    torch.save(build("cifar_resnet20").state_dict(), tmp_path / "other.pth")
+    (tmp_path / "[bold]").mkdir()
+    before = sorted(tmp_path.rglob("*"))
+    start = ("compress", "digits_cnn", "--data", "digits", "--epochs", "1")
+    for arguments, says in (
+        ((*start, "--budget", "macs=0.5", "-o", "out", "--checkpoint", "other.pth"), "pass the architecture that"),
+        ((*start, "--budget", "macs=0.5", "-o", "[bold]", "--checkpoint", DIGITS_WEIGHTS), "[bold]: exists already"),
+    ):
+        run = _run(*arguments, cwd=tmp_path)
+        assert run.returncode == 2, run
+        assert run.stdout == ""
+        assert run.stderr.count("\n") == 1, run.stderr
+        assert says in run.stderr
+        assert "\x1b" not in run.stderr
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_demo(tmp_path: Path) -> None:
+    run = _run("demo", cwd=tmp_path)
+    assert run.returncode == 0, run.stderr
+    told = json.loads((tmp_path / "dprp-demo" / "summary.json").read_text())
+    assert told["compressed"]["macs"] <= 0.5 * told["dense"]["macs"]
+    assert told["compressed"]["top1"] > 98
+    assert told["compressed"]["onnx_bytes"] < told["dense"]["onnx_bytes"]
+    assert f"{told['compressed']['top1']:.2f} %" in run.stdout
+    assert f"{told['compressed']['macs']:,}" in run.stdout
+    assert run.stdout.rstrip().endswith("files in dprp-demo")
+    assert "\x1b" not in run.stdout + run.stderr
+
+
+def test_stdout_holds_nothing_but_the_json(tmp_path: Path) -> None:
+    lines = ("from dprp.models import digits_cnn", "print('importing')", "def net():", "    print('building')")
+    (tmp_path / "loud.py").write_text("\n".join([*lines, "    return digits_cnn()"]))
+    run = _run("survey", "loud:net", "--input", "1x8x8", "--json", cwd=tmp_path)
+    assert json.loads(run.stdout)["input_shape"] == [1, 8, 8]
+    assert run.stderr == "importing\nbuilding\n"
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["compress", "--help"], ["--version"]])
+def test_help_loads_no_torch(arguments: list[str]) -> None:
+    """With the package around it emptied: what `dprp.converter` itself loads is not up to the command line."""
+    script = f"""
+import importlib.util, sys, types
+from pathlib import Path
+spec = importlib.util.find_spec("dprp.converter")
+package = types.ModuleType("dprp.converter")
+package.__path__ = list(spec.submodule_search_locations)
+sys.modules["dprp.converter"] = package
+from dprp.converter.cli import main
+assert main({arguments!r}) == 0
+assert not {{"torch", "onnxruntime", "numpy"}} & set(sys.modules)
+"""
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr

@@ -1,0 +1,257 @@
+"""A user's mistake: one sentence, exit code 2, nothing written."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from dprp.models import DIGITS_WEIGHTS, build
+
+Refused = Callable[..., None]
+
+
+def _tree(folder: Path) -> dict[str, bytes | None]:
+    return {
+        str(path.relative_to(folder)): path.read_bytes() if path.is_file() else None for path in folder.rglob("*")
+    }
+
+
+@pytest.fixture
+def refused(dprp: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Refused:
+    """Runs a command in a folder of its own, and checks the refusal."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(arguments: str, *says: str, **values: object) -> None:
+        before = _tree(tmp_path)
+        run = dprp(*(word.format(**values) for word in arguments.split()))
+        assert run.code == 2, run
+        assert run.out == ""
+        assert run.err.count("\n") == 1, run.err
+        assert run.err.startswith("dprp: ")
+        assert "Traceback" not in run.err
+        for text in says:
+            assert text.format(**values) in run.err
+        assert _tree(tmp_path) == before
+
+    return run
+
+
+class _Code:
+    """A pickle that makes a file when it is read."""
+
+    def __init__(self, marker: Path) -> None:
+        self.marker = marker
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (Path.touch, (self.marker,))
+
+
+COMPRESS = "compress digits_cnn --data digits --epochs 0 -o out --budget macs=0.5 --checkpoint "
+CONVERT = "convert digits_cnn -o out.safetensors --budget macs=0.5 --checkpoint "
+
+
+@pytest.mark.parametrize("command", [COMPRESS, CONVERT, "evaluate digits_cnn --data digits --checkpoint "])
+def test_no_such_checkpoint(refused: Refused, command: str) -> None:
+    refused(command + "gone.pth", "gone.pth: no such file")
+
+
+@pytest.mark.parametrize("verb", ["survey", "evaluate --data digits", "export -o out.onnx"])
+def test_no_such_compressed_file(refused: Refused, verb: str) -> None:
+    name, *options = verb.split()
+    refused(" ".join([name, "gone.safetensors", *options]), "gone.safetensors: no such file")
+
+
+@pytest.mark.parametrize("command", ["evaluate gone.onnx --data digits", "benchmark gone.onnx"])
+def test_no_such_onnx_file(refused: Refused, command: str) -> None:
+    refused(command, "gone.onnx: no such file")
+
+
+@pytest.mark.parametrize("command", [COMPRESS, CONVERT])
+def test_truncated_checkpoint(refused: Refused, tmp_path: Path, command: str) -> None:
+    whole = tmp_path / "whole.pth"
+    torch.save(build("digits_cnn").state_dict(), whole)
+    (tmp_path / "cut.pth").write_bytes(whole.read_bytes()[:20_000])
+    refused(command + "cut.pth", "cut.pth: the file is truncated or corrupt")
+
+
+@pytest.mark.parametrize(
+    "command", ["survey cut.safetensors", "finetune cut.safetensors --data digits --epochs 1 -o o.safetensors"]
+)
+def test_truncated_compressed_file(refused: Refused, tmp_path: Path, small: Path, command: str) -> None:
+    (tmp_path / "cut.safetensors").write_bytes(small.read_bytes()[:-1000])
+    refused(command, "cut.safetensors: does not read as safetensors")
+
+
+@pytest.mark.parametrize("command", ["evaluate cut.onnx --data digits", "benchmark cut.onnx"])
+def test_truncated_onnx_file(refused: Refused, tmp_path: Path, onnx: Path, command: str) -> None:
+    (tmp_path / "cut.onnx").write_bytes(onnx.read_bytes()[:1000])
+    refused(command, "cut.onnx: ")
+
+
+@pytest.mark.parametrize("command", [COMPRESS, CONVERT])
+def test_checkpoint_of_another_architecture(refused: Refused, tmp_path: Path, command: str) -> None:
+    torch.save(build("cifar_resnet20").state_dict(), tmp_path / "other.pth")
+    refused(command + "other.pth", "other.pth: the checkpoint does not fit the model", "missing (block1.conv.weight")
+
+
+@pytest.mark.parametrize("command", [COMPRESS, CONVERT])
+def test_pickle_that_would_run_code(refused: Refused, tmp_path: Path, command: str) -> None:
+    marker = tmp_path / "marker"
+    (tmp_path / "evil.pth").write_bytes(pickle.dumps({"state_dict": _Code(marker)}))
+    refused(command + "evil.pth", "evil.pth: the file holds code")
+    assert not marker.exists()
+
+
+def test_the_pickle_above_would_have_run_code(tmp_path: Path) -> None:
+    marker = tmp_path / "marker"
+    pickle.loads(pickle.dumps({"state_dict": _Code(marker)}))
+    assert marker.exists()
+
+
+@pytest.mark.parametrize("part", ["0", "1.5", "-0.5", "nan"])
+@pytest.mark.parametrize("unit", ["macs", "params"])
+def test_budget_out_of_range(refused: Refused, unit: str, part: str) -> None:
+    command = "compress digits_cnn --data digits --epochs 0 -o out --checkpoint {weights} --budget {unit}={part}"
+    refused(command, "budget {unit}", "{part} is not in (0, 1]", weights=DIGITS_WEIGHTS, unit=unit, part=part)
+
+
+@pytest.mark.parametrize(
+    ("budget", "says"),
+    [
+        ("flops=0.5", "'flops=0.5' is not UNIT=FRACTION with unit macs or params"),
+        ("0.5", "'0.5' is not UNIT=FRACTION"),
+        ("macs=half", "'half' is not a number"),
+    ],
+)
+def test_budget_that_does_not_read(refused: Refused, budget: str, says: str) -> None:
+    refused("convert digits_cnn -o o.safetensors --checkpoint x --budget {budget}", says, budget=budget)
+    refused("finetune x.safetensors --data digits --epochs 1 -o o.safetensors --budget {budget}", says, budget=budget)
+
+
+def test_budget_that_cannot_be_reached(refused: Refused) -> None:
+    command = "compress digits_cnn --data digits --epochs 0 -o out --checkpoint {weights} --budget macs=0.001"
+    refused(command, "cannot be reached: with every layer at its smallest rank 0.0", weights=DIGITS_WEIGHTS)
+
+
+def test_empty_data_folder(refused: Refused, tmp_path: Path, small: Path) -> None:
+    (tmp_path / "images").mkdir()
+    refused("evaluate {small} --data folder:images", "folder:images: has no folder train", small=small)
+    for split in ("train", "val"):
+        (tmp_path / "images" / split).mkdir()
+    refused(COMPRESS + "{weights} --data folder:images", "train needs one folder per class", weights=DIGITS_WEIGHTS)
+
+
+@pytest.mark.parametrize("command", ["evaluate {file} --data {data}", COMPRESS + "{weights} --data {data}"])
+def test_labels_outside_the_classes(
+    refused: Refused, digits_npz: Callable[..., str], small: Path, command: str
+) -> None:
+    data = digits_npz([0, 3, 10])
+    refused(command, "labels go up to 10, the model has 10 classes", file=small, data=data, weights=DIGITS_WEIGHTS)
+
+
+def test_labels_outside_the_classes_of_an_onnx_file(
+    refused: Refused, digits_npz: Callable[..., str], onnx: Path
+) -> None:
+    refused("evaluate {file} --data {data}", "label 10 is not in 0..9", file=onnx, data=digits_npz([0, 3, 10]))
+
+
+def test_outputs_that_exist(refused: Refused, tmp_path: Path, small: Path) -> None:
+    for name in ("there.safetensors", "there.onnx", "there.json"):
+        (tmp_path / name).write_text("mine")
+    (tmp_path / "there").mkdir()
+    values = {"small": small, "weights": DIGITS_WEIGHTS}
+    refused(CONVERT + "{weights} -o there.safetensors", "there.safetensors: exists already; pass --force", **values)
+    refused(CONVERT + "{weights} --save-plan there.json", "there.json: exists already; pass --force", **values)
+    refused(
+        "finetune {small} --data digits --epochs 1 -o there.safetensors", "exists already; pass --force", **values
+    )
+    refused("export {small} -o there.onnx", "there.onnx: exists already; pass --force", **values)
+    refused(COMPRESS + "{weights} -o there", "there: exists already; pass --force", **values)
+
+
+def test_outputs_that_cannot_be(refused: Refused, small: Path) -> None:
+    values = {"small": small, "weights": DIGITS_WEIGHTS}
+    refused(CONVERT + "{weights} -o out.pth", "out.pth: a compressed checkpoint is a .safetensors file", **values)
+    refused(CONVERT + "{weights} -o no/out.safetensors", "the folder no does not exist", **values)
+    refused(CONVERT + "{weights} --save-plan out.safetensors", "out.safetensors: is the output already", **values)
+    refused("export {small} -o out.bin", "out.bin: an ONNX file is named .onnx", **values)
+    refused("export {small} -o no/out.onnx", "the folder no does not exist", **values)
+    refused(COMPRESS + "{weights} -o no/out", "no/out: the folder no does not exist", **values)
+
+
+def test_outputs_are_checked_before_anything_is_read(refused: Refused) -> None:
+    refused("convert digits_cnn --checkpoint gone.pth --budget macs=0.5 -o out.pth", "out.pth: a compressed")
+    refused(
+        "compress digits_cnn --checkpoint gone.pth --data digits --budget macs=0.5 --epochs 1 -o no/out", "no/out: "
+    )
+    refused("finetune gone.safetensors --data digits --epochs 1 -o no/out.safetensors", "no/out.safetensors: ")
+
+
+def test_force_spares_other_peoples_files(refused: Refused, tmp_path: Path) -> None:
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "chapter.txt").write_text("mine")
+    (tmp_path / "half").mkdir()
+    (tmp_path / "half" / "plan.json").write_text("mine")
+    (tmp_path / "file").write_text("mine")
+    command = COMPRESS + "{weights} --force -o "
+    refused(command + "thesis", "thesis: holds chapter.txt, which dprp did not write", weights=DIGITS_WEIGHTS)
+    refused(command + "half", "half: has no summary.json, so it is not dprp's", weights=DIGITS_WEIGHTS)
+    refused(command + "file", "file: is a file", weights=DIGITS_WEIGHTS)
+    refused("demo -o thesis", "thesis: holds something else than an earlier demo's files; pass -o")
+
+
+@pytest.mark.parametrize(
+    ("command", "says"),
+    [
+        (
+            "convert digits_cnn -o o.safetensors --checkpoint x",
+            "none of --budget, --plan, --ratio, --rank and --energy",
+        ),
+        ("convert digits_cnn -o o.safetensors --checkpoint x --rank 4 --energy 0.9", "2 of --budget, --plan"),
+        ("convert digits_cnn -o o.safetensors --rank 4", "digits_cnn: no weights given; pass --checkpoint FILE"),
+        ("convert digits_cnn -o o.safetensors --rank 0", "rank 0 is below 1"),
+        ("convert digits_cnn -o o.safetensors --ratio 2", "rank ratio 2 is not in (0, 1]"),
+        ("convert digits_cnn -o o.safetensors --rank 4 --random-weights --keep head2", "'head2' matches no layer"),
+        ("convert digits_cnn -o o.safetensors --rank 4 --random-weights --form cp", "'cp' is not one of 'channel'"),
+        ("convert digits_cnn -o o.safetensors --rank 4 --random-weights --checkpoint x", "exclude each other"),
+        ("convert {small} -o o.safetensors --rank 4", "MODEL is compressed already; start from the dense network"),
+        ("convert digits_cnn -o o.safetensors --plan gone.json --checkpoint x", "gone.json: cannot be read"),
+        ("survey digits_cn", "digits_cn: no such architecture"),
+        ("survey digits_cnn --input 8x8", "--input '8x8' is not CHANNELSxHEIGHTxWIDTH"),
+        ("survey digits_cnn --input 1x0x8", "--input '1x0x8' is not CHANNELSxHEIGHTxWIDTH"),
+        ("survey digits_cnn --input 3x8x8", "cannot take an input of shape (1, 3, 8, 8)"),
+        ("survey {onnx}", "an ONNX file has no layers to work on"),
+        ("survey resnet20.th", "is a checkpoint, not a model; give the model's name and --checkpoint resnet20.th"),
+        ("survey {small} --classes 3", "brings its own weights and input; leave --classes out"),
+        ("survey json:loads --input 1x8x8", "json:loads: the function raised"),
+        ("evaluate {small} --data digit", "'digit': unknown data"),
+        ("evaluate {small} --data digits --mean a,b", "--mean 'a,b' is not a list of numbers"),
+        ("evaluate digits_cnn --random-weights --data digits --std 0", "each value must be above 0"),
+        ("evaluate {onnx} --data digits --checkpoint x", "brings its own weights; leave --checkpoint"),
+        ("evaluate {onnx} --data digits --device cuda", "--device cuda"),
+        ("benchmark {onnx} --device cuda", "on the CPU"),
+        ("finetune digits_cnn --data digits --epochs 1 -o o.safetensors", "is not a compressed .safetensors"),
+        ("finetune {small} --data digits --epochs 0 -o o.safetensors", "epochs 0 is below 1"),
+        ("finetune {small} --data digits --epochs 1 -o o.safetensors --lr 0", "learning rate 0 is not above 0"),
+        (
+            "finetune {small} --data digits --epochs 1 -o o.safetensors --threshold 0.1 --budget macs=0.5",
+            "a budget and a threshold are two ways",
+        ),
+        ("compress digits_cnn --data digits --budget macs=0.5 --epochs -1 -o out", "epochs -1 is below 0"),
+        ("compress digits_cnn --data digits --epochs 1 -o out", "Missing option '--budget'"),
+        ("benchmark {onnx} --threads 0", "--threads"),
+        ("export", "Missing argument 'FILE_OR_MODEL'"),
+        ("compres", "No such command 'compres'"),
+    ],
+)
+def test_options(refused: Refused, small: Path, onnx: Path, command: str, says: str) -> None:
+    refused(command, says, small=small, onnx=onnx)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
+def test_no_gpu(refused: Refused) -> None:
+    refused("survey digits_cnn --device cuda", "--device cuda: torch finds no GPU")
