@@ -55,17 +55,19 @@ def calibrate(
         model: the dense network that `layers` was made from.
         layers: its survey.
         batches: images (N, C, H, W), or batches of them whose first element is the images; labels are not used.
-        images: how many to use at most.
+        images: how many to use at most; fewer where their activations would take more than 1.5 GiB.
         on_layer: is told the name of each layer when it is done.
 
     Returns:
         The images and the errors. Moments are made layer by layer and dropped again, so memory is bounded by the
-        activations of 256 images (fewer when these would take more than 1.5 GiB).
+        activations of 256 images.
 
     Raises:
         ModelError: no images, or images that are not finite.
     """
-    sample = _gather(batches, images).to(device_of(model))
+    # More than walk through two networks at once would not be used by the conversion either.
+    shapes = [layer.shape for layer in layers]
+    sample = _gather(batches, images_in_memory(shapes, images, networks=2)).to(device_of(model))
     if not bool(sample.isfinite().all()):
         raise ModelError("the calibration images hold values that are not finite; check the data")
     wanted = {layer.name: layer for layer in layers if layer.reason is None}
@@ -85,7 +87,7 @@ def calibrate(
     handles = [modules[name].register_forward_hook(measure(layer)) for name, layer in wanted.items()]
     try:
         with evaluating(model):
-            model(sample[: images_in_memory([layer.shape for layer in layers], PLANNING_IMAGES)])
+            model(sample[: images_in_memory(shapes, PLANNING_IMAGES)])
     finally:
         for handle in handles:
             handle.remove()

@@ -170,7 +170,9 @@ class Plan:
                 tuple(int(n) for n in document["input_shape"]),
                 str(document["budget"]),
             )
-        except (KeyError, TypeError, AttributeError) as error:
+        except PlanError:
+            raise
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise PlanError(f"the plan does not read ({error!r}); write it anew with dprp convert") from error
 
 

@@ -52,6 +52,8 @@ def plan_ranks(
         PlanError: a `keep` pattern matches no layer.
         ModelError: a weight is not finite.
     """
+    if rank_multiple < 1:
+        raise PlanError(f"rank multiple {rank_multiple} is below 1; give 1 to allow every rank, or 8")
     for pattern in keep:
         if not any(_matches(layer, [pattern]) for layer in layers):
             raise PlanError(f"keep pattern {pattern!r} matches no layer; see dprp survey for the names")
@@ -114,10 +116,10 @@ class _Option:
     def __init__(self, layer: Layer, form: Form, energy: Tensor | None) -> None:
         assert layer.shape is not None
         assert layer.weight is not None
+        if not bool(layer.weight.isfinite().all()):
+            raise ModelError(f"{layer.name}: its weight holds values that are not finite; repair the checkpoint")
         if energy is None:
             energy = tail_energies(matricise(layer.weight, layer.shape, form))
-        if not bool(energy.isfinite().all()):
-            raise ModelError(f"{layer.name}: its weight holds values that are not finite; repair the checkpoint")
         self.shape: LayerShape = layer.shape
         self.form = form
         self.errors: list[float] = (energy / energy[0].clamp_min(1e-300)).tolist()

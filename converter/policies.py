@@ -12,7 +12,8 @@ from .errors import BudgetError
 def _fraction(what: str, value: float) -> None:
     # The comparison is written so that NaN fails it.
     if not 0.0 < value <= 1.0:
-        raise BudgetError(f"{what} {value:g} is not in (0, 1]; give the part to keep, for example 0.5")
+        example = f"{what.split()[-1]}=0.5"
+        raise BudgetError(f"{what}={value:g} is not in (0, 1]; give the part to keep, for example {example}")
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ class RankRatio:
     ratio: float
 
     def __post_init__(self) -> None:
-        _fraction("rank ratio", self.ratio)
+        _fraction("ratio", self.ratio)
 
     def __str__(self) -> str:
         return f"ratio={self.ratio:g}"
@@ -63,7 +64,7 @@ class MacBudget:
     unit: ClassVar[Unit] = Unit.MACS
 
     def __post_init__(self) -> None:
-        _fraction("budget macs =", self.fraction)
+        _fraction("budget macs", self.fraction)
 
     def __str__(self) -> str:
         return f"macs={self.fraction:g}"
@@ -77,7 +78,7 @@ class ParamBudget:
     unit: ClassVar[Unit] = Unit.PARAMS
 
     def __post_init__(self) -> None:
-        _fraction("budget params =", self.fraction)
+        _fraction("budget params", self.fraction)
 
     def __str__(self) -> str:
         return f"params={self.fraction:g}"

@@ -148,6 +148,19 @@ RankMultiple = Annotated[
     int, Option(min=1, rich_help_panel=_RANKS, help="Under a budget, ranks are multiples of this.")
 ]
 
+Calibrate = Annotated[
+    str | None,
+    Option(
+        metavar="DATA",
+        show_default=False,
+        rich_help_panel=_RANKS,
+        help="Images to plan and fit the factors on; strongly advised. As for --data.",
+    ),
+]
+CalibrationImages = Annotated[
+    int, Option(min=0, rich_help_panel=_RANKS, help="Training images to calibrate on at most; 0 for none.")
+]
+
 Epochs = Annotated[
     int, Option(show_default=False, rich_help_panel=_TRAINING, help="Passes over the training images.")
 ]

@@ -12,7 +12,7 @@ from ..finetune import FinetuneConfig, finetune
 from ..planner import DEFAULT_RANK_MULTIPLE
 from ..policies import parse_budget
 from .console import note, silent
-from .conversion import factorise, forms_from
+from .conversion import CALIBRATION_IMAGES, factorise, forms_from
 from .convert import write_plan
 from .data import Batches, open_data
 from .device import pick_device
@@ -35,6 +35,7 @@ def compress(
     forms: Sequence[str] = (),
     keep: Sequence[str] = (),
     rank_multiple: int = DEFAULT_RANK_MULTIPLE,
+    calibration_images: int = CALIBRATION_IMAGES,
     batch_size: int = 128,
     learning_rate: float = 0.02,
     distill: float = 0.7,
@@ -65,6 +66,7 @@ def compress(
         forms: channel, pointwise, spatial; () for all.
         keep: name patterns of layers that stay dense.
         rank_multiple: ranks are multiples of this.
+        calibration_images: training images to plan and to fit the factors on; 0 fits them to the weights alone.
         batch_size: images in a batch.
         learning_rate, distill, mixed_precision: as in `FinetuneConfig`; the dense network is the teacher.
         augment: none, crop or crop-flip; None for what suits the data.
@@ -89,6 +91,8 @@ def compress(
     asked = forms_from(forms)
     if epochs < 0:
         raise CliError(f"epochs {epochs} is below 0; give 0 to stop after conversion, or more")
+    if calibration_images < 0:
+        raise CliError(f"calibration images {calibration_images} is below 0; give 0 to go without, or about 2000")
     if threads < 1:
         raise CliError(f"threads {threads} is below 1; give the number of CPU threads for the latency")
     check_folder(folder, force=force)
@@ -117,10 +121,18 @@ def compress(
         open_data(data, network.classes(), download=download), network.preprocess, batch_size, seed, workers
     )
     train, test = batches.train(augment), batches.test()
-    made = factorise(
-        network, target, forms=asked, keep=keep, rank_multiple=rank_multiple, spare_ranks=epochs > 0, device=where
-    )
     say = silent if quiet else note
+    made = factorise(
+        network,
+        target,
+        forms=asked,
+        keep=keep,
+        rank_multiple=rank_multiple,
+        spare_ranks=epochs > 0,
+        calibrate_on=batches.calibration(calibration_images) if calibration_images else None,
+        calibration_images=calibration_images,
+        device=where,
+    )
     with made_whole(folder, force=force) as work:
         example = next(iter(test))[0][:8]
         say(f"exporting the dense {model}")

@@ -9,15 +9,18 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from ..calibrate import calibrate
 from ..convert import convert
 from ..forms import Form
 from ..plan import Plan
 from ..planner import DEFAULT_RANK_MULTIPLE, headroom, plan_ranks
 from ..policies import Policy
 from ..survey import Survey, survey
+from .data import Loader
 from .errors import CliError
 from .network import Network
 
+CALIBRATION_IMAGES = 2000
 BASE_FORMS = (Form.CHANNEL, Form.POINTWISE, Form.SPATIAL)
 
 
@@ -42,6 +45,8 @@ def factorise(
     keep: Sequence[str] = (),
     rank_multiple: int = DEFAULT_RANK_MULTIPLE,
     spare_ranks: bool = False,
+    calibrate_on: Loader | None = None,
+    calibration_images: int = CALIBRATION_IMAGES,
     device: torch.device | None = None,
 ) -> Conversion:
     """Plans a network's ranks, or takes them as planned, and converts a copy of it.
@@ -53,6 +58,8 @@ def factorise(
         keep: name patterns of layers that stay dense.
         rank_multiple: ranks are multiples of this under a budget.
         spare_ranks: convert above the planned ranks, so that fine-tuning can choose which to drop.
+        calibrate_on: images to plan and to fit the factors on.
+        calibration_images: how many of these at most.
         device: where to compute.
 
     Raises:
@@ -65,15 +72,25 @@ def factorise(
         raise CliError(f"rank multiple {rank_multiple} is below 1; give 1 to allow every rank, or 8")
     model = network.model.to(device)  # in place: back to the CPU below
     layers = survey(model, network.example().to(device))
+    calibration = None
+    if calibrate_on is not None:
+        calibration = calibrate(model, layers, calibrate_on, images=calibration_images)
     if isinstance(wanted, Plan):
         if forms or keep:
             raise CliError("--plan says forms and dense layers itself; leave --form and --keep out")
         plan = wanted
         _check_plan(plan, layers)
     else:
-        plan = plan_ranks(layers, wanted, forms=forms or tuple(Form), keep=keep, rank_multiple=rank_multiple)
+        plan = plan_ranks(
+            layers,
+            wanted,
+            forms=forms or tuple(Form),
+            keep=keep,
+            rank_multiple=rank_multiple,
+            energies=None if calibration is None else calibration.energies,
+        )
     start = headroom(plan, rank_multiple=rank_multiple) if spare_ranks else plan
-    converted = convert(model, start).cpu()
+    converted = convert(model, start, calibration=calibration).cpu()
     network.model.cpu()
     return Conversion(plan, converted)
 

@@ -13,7 +13,8 @@ from ..files import check_target, written_whole
 from ..plan import Plan
 from ..planner import DEFAULT_RANK_MULTIPLE
 from ..policies import Energy, FixedRank, Policy, RankRatio, parse_budget
-from .conversion import factorise, forms_from, read_plan
+from .conversion import CALIBRATION_IMAGES, factorise, forms_from, read_plan
+from .data import open_calibration
 from .device import pick_device
 from .errors import CliError
 from .network import open_network
@@ -61,12 +62,15 @@ def convert(
     forms: Sequence[str] = (),
     keep: Sequence[str] = (),
     rank_multiple: int = DEFAULT_RANK_MULTIPLE,
+    calibrate: str | None = None,
+    calibration_images: int = CALIBRATION_IMAGES,
     save_plan: Path | str | None = None,
     classes: int | None = None,
     input_shape: tuple[int, int, int] | None = None,
     mean: tuple[float, ...] | None = None,
     std: tuple[float, ...] | None = None,
     random_weights: bool = False,
+    download: bool = False,
     force: bool = False,
     seed: int = 0,
     device: str = "auto",
@@ -85,9 +89,12 @@ def convert(
         forms: channel, pointwise, spatial; () for all.
         keep: name patterns of layers that stay dense.
         rank_multiple: ranks are multiples of this under a budget.
+        calibrate: images to plan and to fit the factors on, as `dprp.models.load_data` takes them.
+        calibration_images: how many of these at most.
         save_plan: file for the plan.
         classes, input_shape, mean, std: None for the architecture's own.
         random_weights: go on without a checkpoint.
+        download: let torchvision fetch its data set.
         force: write over existing files.
         seed: of random weights.
         device: auto, cpu or cuda.
@@ -114,7 +121,16 @@ def convert(
         random_weights=random_weights,
         seed=seed,
     )
-    made = factorise(network, wanted, forms=asked, keep=keep, rank_multiple=rank_multiple, device=where)
+    made = factorise(
+        network,
+        wanted,
+        forms=asked,
+        keep=keep,
+        rank_multiple=rank_multiple,
+        calibrate_on=open_calibration(calibrate, network, calibration_images, seed, download=download),
+        calibration_images=calibration_images,
+        device=where,
+    )
     save_compressed(made.model, network.source, target, force=force)
     if plan_file is not None:
         write_plan(made.plan, plan_file, force=force)

@@ -10,6 +10,7 @@ from torch.utils.data import DataLoader
 from ...models import ImageData, Preprocess, check_labels, load_data, loader
 from ...models.augment import Augment
 from .errors import CliError
+from .network import Network
 
 Loader = DataLoader[tuple[Tensor, int]]
 
@@ -45,6 +46,15 @@ class Batches:
         images = self.data.train(self.preprocess, None if augment is None else Augment(augment))
         return loader(images, self.batch_size, shuffle=True, seed=self.seed, workers=self.workers)
 
+    def calibration(self, images: int) -> Loader:
+        """A random choice of training images, as they are.
+
+        Raises:
+            DataError: images that do not fit the network, or fewer than one asked for.
+        """
+        plain = self.data.train(self.preprocess, Augment.NONE)
+        return loader(plain, self.batch_size, limit=images, seed=self.seed, workers=self.workers)
+
     def test(self, limit: int | None = None) -> Loader:
         """All test images in their order, or a random choice of `limit`.
 
@@ -53,6 +63,28 @@ class Batches:
         """
         images = self.data.test(self.preprocess)
         return loader(images, self.batch_size, limit=limit, seed=self.seed, workers=self.workers)
+
+
+def open_calibration(spec: str | None, network: Network, images: int, seed: int, *, download: bool) -> Loader | None:
+    """Calibration images for a network, or None when there are to be none.
+
+    Args:
+        spec: as `dprp.models.load_data` takes it; None for none.
+        network: says what the images become.
+        images: how many at most; 0 for none.
+        seed: of the choice.
+        download: let torchvision fetch it.
+
+    Raises:
+        CliError: a number of images below 0.
+        DataError: the data cannot be read, or does not fit the network.
+    """
+    if images < 0:
+        raise CliError(f"calibration images {images} is below 0; give 0 to go without, or about 2000")
+    if spec is None or images == 0:
+        return None
+    data = load_data(spec, download=download)  # labels are not used, so they are not checked
+    return Batches(data, network.preprocess, min(images, 128), seed).calibration(images)
 
 
 def open_data(spec: str, classes: int, *, download: bool = False) -> ImageData:

@@ -60,9 +60,7 @@ def factored(layer: nn.Conv2d | nn.Linear, shape: LayerShape, form: Form, rank: 
 
 @given(convolutions(), st.sampled_from(Form))
 @settings(max_examples=150, deadline=None)
-def test_a_form_at_full_rank_is_the_layer_in_one_step_in_two_and_fused(
-    case: tuple[nn.Conv2d, Tensor], form: Form
-) -> None:
+def test_full_rank_is_the_layer_in_one_step_in_two_and_fused(case: tuple[nn.Conv2d, Tensor], form: Form) -> None:
     layer, x = case
     shape = called(layer, x)
     new = factored(layer, shape, form, full_rank(shape, form))
