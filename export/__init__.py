@@ -14,8 +14,11 @@ if TYPE_CHECKING:
     from .benchmarking import benchmark
     from .errors import BenchmarkError, DataError, ExportError, ModelFileError, VerificationError
     from .exporter import to_onnx
+    from .latency_table import LatencyTable
     from .modelfile import read_metadata
+    from .network_time import NetworkTime, network_ms, time_network
     from .nodes import onnx_macs, op_counts
+    from .plain_layer import PlainLayer
     from .report import BenchmarkResult, Environment, FileResult
     from .verification import Verification, verify
 
@@ -27,14 +30,19 @@ __all__ = [
     "Environment",
     "ExportError",
     "FileResult",
+    "LatencyTable",
     "ModelFileError",
+    "NetworkTime",
+    "PlainLayer",
     "Verification",
     "VerificationError",
     "benchmark",
     "evaluate_onnx",
+    "network_ms",
     "onnx_macs",
     "op_counts",
     "read_metadata",
+    "time_network",
     "to_onnx",
     "verify",
 ]
@@ -44,8 +52,11 @@ _HOMES = {
     "benchmarking": ("benchmark",),
     "errors": ("BenchmarkError", "DataError", "ExportError", "ModelFileError", "VerificationError"),
     "exporter": ("to_onnx",),
+    "latency_table": ("LatencyTable",),
     "modelfile": ("read_metadata",),
+    "network_time": ("NetworkTime", "network_ms", "time_network"),
     "nodes": ("onnx_macs", "op_counts"),
+    "plain_layer": ("PlainLayer",),
     "report": ("BenchmarkResult", "Environment", "FileResult"),
     "verification": ("Verification", "verify"),
 }

@@ -108,6 +108,6 @@ def _linear(
 
 
 def _noise(shape: tuple[int, ...], name: str) -> onnx.TensorProto:
-    """Normal, of a spread that keeps a layer's output near that of its input (no denormal numbers, which are slow)."""
+    """Normal, of a spread that keeps a layer's output near its input's: denormal numbers would be slow."""
     values: Array = np.resize(_NOISE, shape) / np.float32(math.sqrt(math.prod(shape[1:]) or 1))
     return numpy_helper.from_array(values, name)

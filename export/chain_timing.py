@@ -83,7 +83,8 @@ def _groups(chains: Sequence[Chain]) -> Iterator[list[Chain]]:
 def _time_group(chains: Sequence[Chain], options: ort.SessionOptions, folder: Path) -> list[float]:
     """Median milliseconds of each chain over one turn."""
     sessions = [
-        ProfiledSession(chain_model(chain).SerializeToString(), options, folder, chain_name(chain)) for chain in chains
+        ProfiledSession(chain_model(chain).SerializeToString(), options, folder, chain_name(chain))
+        for chain in chains
     ]
     for _ in range(_WARM_ROUNDS):
         for session in sessions:
@@ -98,14 +99,14 @@ def _time_group(chains: Sequence[Chain], options: ort.SessionOptions, folder: Pa
             session.run()
         rounds += 1
     return [
-        float(np.median([_chain_us(run, chain) for run in session.finish()[_WARM_ROUNDS:]])) / 1e3
+        float(np.median([_chain_us(run.kernels, chain) for run in session.finish()[_WARM_ROUNDS:]])) / 1e3
         for chain, session in zip(chains, sessions, strict=True)
     ]
 
 
-def _chain_us(run: Sequence[Kernel], chain: Chain) -> float:
+def _chain_us(kernels: Sequence[Kernel], chain: Chain) -> float:
     """Microseconds between the neighbours of a chain, reorder nodes included."""
-    names = [kernel.name for kernel in run]
+    names = [kernel.name for kernel in kernels]
     ends = [index for index, name in enumerate(names) if name.startswith(AFTER)]
     if not ends and chain[0].kind != LINEAR:
         raise BenchmarkError(
@@ -113,4 +114,4 @@ def _chain_us(run: Sequence[Kernel], chain: Chain) -> float:
             f"from which its time cannot be told. Plan by MACs instead."
         )
     begins = [index + 1 for index, name in enumerate(names) if name.startswith(BEFORE)]
-    return sum(kernel.duration_us for kernel in run[begins[0] if begins else 0 : ends[0] if ends else None])
+    return sum(kernel.duration_us for kernel in kernels[begins[0] if begins else 0 : ends[0] if ends else None])

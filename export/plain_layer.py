@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 
 from .errors import ExportError
@@ -86,11 +87,11 @@ def check_chain(chain: Chain) -> None:
         problem = _problem(layer)
         if problem:
             raise ExportError(f"{layer}: {problem}.")
-    for before, after in zip(chain, chain[1:], strict=False):
+    for before, after in itertools.pairwise(chain):
         gives = (before.kind, before.outputs, *before.output_map)
         takes = (after.kind, after.inputs, after.height, after.width)
         if gives != takes:
-            raise ExportError(f"{after}: does not fit behind a layer that gives {gives}. Give {gives[1:]} as its input.")
+            raise ExportError(f"{after}: cannot follow a layer that gives {gives}. Give it such an input.")
 
 
 def _problem(layer: PlainLayer) -> str | None:

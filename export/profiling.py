@@ -23,6 +23,13 @@ class Kernel(NamedTuple):
     duration_us: float
 
 
+class Run(NamedTuple):
+    """One run: its nodes in the order in which they ran, and all of it."""
+
+    kernels: tuple[Kernel, ...]
+    duration_us: float
+
+
 class ProfiledSession:
     """A session whose kernels are timed; ended by `finish`.
 
@@ -56,18 +63,18 @@ class ProfiledSession:
         """One run on the same random input of one sample."""
         self._session.run(None, self._inputs)
 
-    def finish(self) -> list[tuple[Kernel, ...]]:
-        """The kernels of each run in the order in which they ran; the session cannot be used any more."""
+    def finish(self) -> list[Run]:
+        """What each run took; the session cannot be used any more."""
         file = Path(self._session.end_profiling())
         events = json.loads(file.read_text(encoding="utf-8"))
         file.unlink(missing_ok=True)
-        runs: list[tuple[Kernel, ...]] = []
+        runs: list[Run] = []
         kernels: list[tuple[int, Kernel]] = []
         for event in events:
             if event.get("cat") == "Node" and event["name"].endswith(_KERNEL):
                 name = event["name"].removesuffix(_KERNEL)
                 kernels.append((event["ts"], Kernel(name, event["args"].get("op_name", ""), event["dur"])))
             elif event["name"] == "model_run":
-                runs.append(tuple(kernel for _, kernel in sorted(kernels)))
+                runs.append(Run(tuple(kernel for _, kernel in sorted(kernels)), event["dur"]))
                 kernels = []
         return runs

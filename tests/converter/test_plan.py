@@ -76,7 +76,11 @@ def test_budget_is_kept_and_used(resnet20: nn.Module, budget: MacBudget | ParamB
     plan = plan_ranks(survey(resnet20, torch.zeros(1, 3, 32, 32)), budget)
     assert plan.fraction(budget.unit) <= budget.fraction
     assert plan.fraction(budget.unit) > budget.fraction - 0.01
-    assert all(layer.rank is not None and layer.rank % 8 == 0 for layer in plan.factored.values())
+    for layer in plan.factored.values():
+        assert layer.shape is not None
+        assert layer.form is not None
+        assert layer.rank is not None
+        assert layer.rank % 8 == 0 or break_even_rank(layer.shape, layer.form) < 8
     assert all(layer.reason for layer in plan if not layer.factored)
 
 
@@ -143,7 +147,7 @@ def test_what_is_no_plan(text: str, message: str) -> None:
 
 def test_keep_and_forms(residual: nn.Module) -> None:
     layers = survey(residual, EXAMPLE)
-    plan = plan_ranks(layers, MacBudget(0.8), keep=["down*", "alias"], forms=[Form.CHANNEL], rank_multiple=1)
+    plan = plan_ranks(layers, MacBudget(0.95), keep=["down*", "alias"], forms=[Form.CHANNEL], rank_multiple=1)
     by_name = {layer.name: layer for layer in plan}
     assert by_name["down"].reason == "kept by name"
     assert by_name["twice"].reason == "kept by name"  # by its other name
