@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from dataclasses import replace
 
 from torch import nn
 
@@ -148,6 +149,11 @@ def plan_of(model: nn.Module) -> Plan:
     if all(plan.factored[name].rank == rank for name, rank in ranks.items()):
         return plan
     return plan.with_ranks(ranks)
+
+
+def relabel(model: nn.Module, budget: str) -> None:
+    """Writes into a converted model's plan which policy brought it where it is."""
+    setattr(model, _PLAN, replace(plan_of(model), budget=budget))
 
 
 def low_rank_layers(model: nn.Module) -> dict[str, LowRank]:

@@ -10,11 +10,12 @@ from enum import Enum
 
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .calibrate import Moments
-from .convert import low_rank_layers, plan_of
+from .convert import low_rank_layers, plan_of, relabel
 from .costs import Unit, factored_cost
 from .errors import TrainingError
 from .evaluate import Batches, evaluate
@@ -164,6 +165,7 @@ def finetune(
     if not isinstance(train, Sized) or len(train) == 0:
         raise TrainingError("the training data has no batches or no length; give a DataLoader with images")
     torch.manual_seed(config.seed)
+    AcceleratorState._reset_state()  # a second run in one process may want another precision
     accelerator = Accelerator(cpu=config.cpu, mixed_precision=config.mixed_precision)
     student = copy.deepcopy(model)
     layout = torch.channels_last if config.channels_last else torch.contiguous_format
@@ -232,6 +234,8 @@ def finetune(
                 if on_step is not None:
                     on_step(event)
     trained: nn.Module = accelerator.unwrap_model(wrapped)
+    if config.budget is not None or config.threshold is not None:
+        relabel(trained, f"threshold={config.threshold:g}" if config.budget is None else str(config.budget))
     return trained.cpu().eval()
 
 

@@ -22,6 +22,7 @@ import onnxruntime as ort
 from .chain_graph import AFTER, BEFORE, chain_model
 from .errors import BenchmarkError
 from .plain_layer import LINEAR, Chain, PlainLayer, chain_name
+from .profiler_cost import profiler_cost_us
 from .profiling import Kernel, ProfiledSession
 from .session import open_session
 
@@ -49,11 +50,12 @@ def time_chains(chains: Sequence[Chain], threads: int, advance: Callable[[], Non
     with tempfile.TemporaryDirectory(prefix="dprp-", ignore_cleanup_errors=True) as name:
         folder = Path(name)
         options = _session_options(threads, folder)
+        cost_us = profiler_cost_us(options, folder)
         for _ in range(TURNS):
             order = list(chains)
             shuffler.shuffle(order)
             for group in _groups(order):
-                for chain, time_ms in zip(group, _time_group(group, options, folder), strict=True):
+                for chain, time_ms in zip(group, _time_group(group, options, folder, cost_us), strict=True):
                     best_ms[chain] = min(best_ms[chain], time_ms)
                     advance()
     return best_ms
@@ -80,7 +82,7 @@ def _groups(chains: Sequence[Chain]) -> Iterator[list[Chain]]:
         yield group
 
 
-def _time_group(chains: Sequence[Chain], options: ort.SessionOptions, folder: Path) -> list[float]:
+def _time_group(chains: Sequence[Chain], options: ort.SessionOptions, folder: Path, cost_us: float) -> list[float]:
     """Median milliseconds of each chain over one turn."""
     sessions = [
         ProfiledSession(chain_model(chain).SerializeToString(), options, folder, chain_name(chain))
@@ -99,13 +101,13 @@ def _time_group(chains: Sequence[Chain], options: ort.SessionOptions, folder: Pa
             session.run()
         rounds += 1
     return [
-        float(np.median([_chain_us(run.kernels, chain) for run in session.finish()[_WARM_ROUNDS:]])) / 1e3
+        float(np.median([_chain_us(run.kernels, chain, cost_us) for run in session.finish()[_WARM_ROUNDS:]])) / 1e3
         for chain, session in zip(chains, sessions, strict=True)
     ]
 
 
-def _chain_us(kernels: Sequence[Kernel], chain: Chain) -> float:
-    """Microseconds between the neighbours of a chain, reorder nodes included."""
+def _chain_us(kernels: Sequence[Kernel], chain: Chain, cost_us: float) -> float:
+    """Microseconds between the neighbours of a chain, reorder nodes included and the profiler's cost taken off."""
     names = [kernel.name for kernel in kernels]
     ends = [index for index, name in enumerate(names) if name.startswith(AFTER)]
     if not ends and chain[0].kind != LINEAR:
@@ -114,4 +116,5 @@ def _chain_us(kernels: Sequence[Kernel], chain: Chain) -> float:
             f"from which its time cannot be told. Plan by MACs instead."
         )
     begins = [index + 1 for index, name in enumerate(names) if name.startswith(BEFORE)]
-    return sum(kernel.duration_us for kernel in kernels[begins[0] if begins else 0 : ends[0] if ends else None])
+    counted = kernels[begins[0] if begins else 0 : ends[0] if ends else None]
+    return max(0.0, sum(kernel.duration_us - cost_us for kernel in counted))

@@ -10,6 +10,7 @@ import numpy as np
 
 from .chain_timing import TURNS
 from .latency import random_inputs, time_runs, warm_up
+from .profiler_cost import profiler_cost_us
 from .profiling import ProfiledSession, Run
 from .session import open_session
 
@@ -74,17 +75,20 @@ def time_network(path: str | Path, *, threads: int = 1) -> NetworkTime:
     run_ms = warm_up(session, inputs, _WARM_MS, str(path))
     runs = min(_MOST_RUNS, max(_FEWEST_RUNS, round(_TURN_MS / run_ms)))
     turns = []
-    with tempfile.TemporaryDirectory(prefix="dprp-", ignore_cleanup_errors=True) as folder:
+    with tempfile.TemporaryDirectory(prefix="dprp-", ignore_cleanup_errors=True) as name:
+        folder, options = Path(name), session.get_session_options()
+        cost_us = profiler_cost_us(options, folder)
         for _ in range(TURNS):
             total_ms = float(np.median(time_runs(session, inputs, runs))) / 1e6
-            profiled = ProfiledSession(file, session.get_session_options(), Path(folder), str(path))
+            profiled = ProfiledSession(file, options, folder, str(path))
             for _ in range(1 + runs):
                 profiled.run()
             # A share, as the profiled runs are not the ones that gave the total.
-            share = float(np.median([_layers_share(run) for run in profiled.finish()[1:]]))
+            share = float(np.median([_layers_share(run, cost_us) for run in profiled.finish()[1:]]))
             turns.append(NetworkTime(total_ms, total_ms * share))
     return min(turns, key=lambda turn: turn.total_ms)
 
 
-def _layers_share(run: Run) -> float:
-    return sum(kernel.duration_us for kernel in run.kernels if kernel.op_type in _LAYERS) / run.duration_us
+def _layers_share(run: Run, cost_us: float) -> float:
+    times_us = [(kernel.op_type in _LAYERS, max(0.0, kernel.duration_us - cost_us)) for kernel in run.kernels]
+    return sum(time_us for is_layer, time_us in times_us if is_layer) / sum(time_us for _, time_us in times_us)
