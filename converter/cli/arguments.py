@@ -131,6 +131,15 @@ NeededBudget = Annotated[
         help="Part of the dense network to keep: macs=0.5 or params=0.5.",
     ),
 ]
+Ratio = Annotated[
+    float | None, Option(show_default=False, rich_help_panel=_RANKS, help="Part of each layer's full rank.")
+]
+Rank = Annotated[
+    int | None, Option(show_default=False, rich_help_panel=_RANKS, help="The same rank for every layer.")
+]
+Energy = Annotated[
+    float | None, Option(show_default=False, rich_help_panel=_RANKS, help="Part of each layer's energy to keep.")
+]
 Forms = Annotated[
     list[FormName] | None,
     Option("--form", show_default=False, rich_help_panel=_RANKS, help="Allowed forms; all by default. Repeatable."),
@@ -190,6 +199,9 @@ Threshold = Annotated[
 ]
 
 Output = Annotated[Path, Option("--output", "-o", show_default=False, help="File to write.")]
+OptionalOutput = Annotated[
+    Path | None, Option("--output", "-o", show_default=False, help="File to write; none by default.")
+]
 OutputFolder = Annotated[Path, Option("--output", "-o", help="Folder to write.")]
 Force = Annotated[bool, Option("--force", help="Write over what is there.")]
 AsJson = Annotated[bool, Option("--json", help="One JSON document on stdout, for machines.")]

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from ..calibrate import calibrate
+from ..calibrate import Calibration, calibrate
 from ..convert import convert
 from ..forms import Form
 from ..plan import Plan
@@ -22,6 +22,19 @@ from .network import Network
 
 CALIBRATION_IMAGES = 2000
 BASE_FORMS = (Form.CHANNEL, Form.POINTWISE, Form.SPATIAL)
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A plan for a dense network, and what it was made from.
+
+    Attributes:
+        plan: where the ranks shall end up.
+        calibration: images that the plan was made with, and the factors shall be fitted on; None without.
+    """
+
+    plan: Plan
+    calibration: Calibration | None
 
 
 @dataclass(frozen=True)
@@ -52,19 +65,55 @@ def factorise(
     """Plans a network's ranks, or takes them as planned, and converts a copy of it.
 
     Args:
+        network, wanted, forms, keep, rank_multiple, calibrate_on, calibration_images, device: as for `plan_network`.
+        spare_ranks: convert above the planned ranks, so that fine-tuning can choose which to drop.
+
+    Raises:
+        CliError: the network is compressed already, or options that do not go together.
+        ConverterError: the network cannot be planned or converted so.
+    """
+    planned = plan_network(
+        network,
+        wanted,
+        forms=forms,
+        keep=keep,
+        rank_multiple=rank_multiple,
+        calibrate_on=calibrate_on,
+        calibration_images=calibration_images,
+        device=device,
+    )
+    start = headroom(planned.plan, rank_multiple=rank_multiple) if spare_ranks else planned.plan
+    converted = convert(network.model.to(device), start, calibration=planned.calibration).cpu()
+    network.model.cpu()
+    return Conversion(planned.plan, converted)
+
+
+def plan_network(
+    network: Network,
+    wanted: Policy | Plan,
+    *,
+    forms: Sequence[Form] = (),
+    keep: Sequence[str] = (),
+    rank_multiple: int = DEFAULT_RANK_MULTIPLE,
+    calibrate_on: Loader | None = None,
+    calibration_images: int = CALIBRATION_IMAGES,
+    device: torch.device | None = None,
+) -> Planned:
+    """Plans a network's ranks, or takes them as planned.
+
+    Args:
         network: dense; untouched.
         wanted: a budget, a rule for ranks, or a finished plan.
         forms: forms that may be used, () for all.
         keep: name patterns of layers that stay dense.
         rank_multiple: ranks are multiples of this under a budget.
-        spare_ranks: convert above the planned ranks, so that fine-tuning can choose which to drop.
         calibrate_on: images to plan and to fit the factors on.
         calibration_images: how many of these at most.
         device: where to compute.
 
     Raises:
         CliError: the network is compressed already, or options that do not go together.
-        ConverterError: the network cannot be planned or converted so.
+        ConverterError: the network cannot be planned so.
     """
     if network.compressed:
         raise CliError("MODEL is compressed already; start from the dense network, or go on with dprp finetune")
@@ -89,10 +138,8 @@ def factorise(
             rank_multiple=rank_multiple,
             energies=None if calibration is None else calibration.energies,
         )
-    start = headroom(plan, rank_multiple=rank_multiple) if spare_ranks else plan
-    converted = convert(model, start, calibration=calibration).cpu()
     network.model.cpu()
-    return Conversion(plan, converted)
+    return Planned(plan, calibration)
 
 
 def _check_plan(plan: Plan, layers: Survey) -> None:

@@ -102,7 +102,7 @@ def convert(
     Raises:
         CliError, ConverterError, ModelsError: one sentence each; nothing has been written then.
     """
-    wanted = _wanted(budget, plan, ratio, rank, energy)
+    wanted = wanted_ranks(budget, plan, ratio, rank, energy)
     asked = forms_from(forms)
     target = check_compressed_target(output, force=force)
     plan_file = None if save_plan is None else Path(save_plan)
@@ -137,9 +137,15 @@ def convert(
     return Converted(made.plan, target, plan_file)
 
 
-def _wanted(
+def wanted_ranks(
     budget: str | None, plan: Path | str | None, ratio: float | None, rank: int | None, energy: float | None
 ) -> Policy | Plan:
+    """The one of these that was given.
+
+    Raises:
+        CliError: none or several were given, or the plan cannot be read.
+        BudgetError: a number out of range.
+    """
     given = [value for value in (budget, plan, ratio, rank, energy) if value is not None]
     if len(given) != 1:
         raise CliError(

@@ -214,7 +214,7 @@ def test_force_spares_other_peoples_files(refused: Refused, tmp_path: Path) -> N
         ("convert digits_cnn -o o.safetensors --checkpoint x --rank 4 --energy 0.9", "2 of --budget, --plan"),
         ("convert digits_cnn -o o.safetensors --rank 4", "digits_cnn: no weights given; pass --checkpoint FILE"),
         ("convert digits_cnn -o o.safetensors --rank 0", "rank 0 is below 1"),
-        ("convert digits_cnn -o o.safetensors --ratio 2", "rank ratio 2 is not in (0, 1]"),
+        ("convert digits_cnn -o o.safetensors --ratio 2", "ratio=2 is not in (0, 1]"),
         ("convert digits_cnn -o o.safetensors --rank 4 --random-weights --keep head2", "'head2' matches no layer"),
         ("convert digits_cnn -o o.safetensors --rank 4 --random-weights --form cp", "'cp' is not one of 'channel'"),
         ("convert digits_cnn -o o.safetensors --rank 4 --random-weights --checkpoint x", "exclude each other"),

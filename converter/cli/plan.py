@@ -1,0 +1,105 @@
+"""`dprp plan`: a dry run that shows what each layer would become."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..files import check_target
+from ..plan import Plan
+from ..planner import DEFAULT_RANK_MULTIPLE
+from .conversion import CALIBRATION_IMAGES, forms_from, plan_network
+from .convert import costs, ranks, wanted_ranks, write_plan
+from .data import open_calibration
+from .device import pick_device
+from .network import open_network
+
+
+@dataclass(frozen=True)
+class PlanAnswer:
+    """A plan, and the file that holds it, if there is one."""
+
+    plan: Plan
+    output: Path | None
+
+    def __str__(self) -> str:
+        return str(self.plan) if self.output is None else f"{self.plan}\nwrote {self.output}"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return {
+            "output": None if self.output is None else str(self.output),
+            "budget": self.plan.budget,
+            **costs(self.plan),
+            "layers": ranks(self.plan),
+            "errors": {name: layer.error for name, layer in self.plan.factored.items()},
+            "dense": {layer.name: layer.reason for layer in self.plan if not layer.factored},
+        }
+
+
+def plan(
+    model: str,
+    *,
+    output: Path | str | None = None,
+    checkpoint: Path | str | None = None,
+    budget: str | None = None,
+    ratio: float | None = None,
+    rank: int | None = None,
+    energy: float | None = None,
+    forms: Sequence[str] = (),
+    keep: Sequence[str] = (),
+    rank_multiple: int = DEFAULT_RANK_MULTIPLE,
+    calibrate: str | None = None,
+    calibration_images: int = CALIBRATION_IMAGES,
+    classes: int | None = None,
+    input_shape: tuple[int, int, int] | None = None,
+    mean: tuple[float, ...] | None = None,
+    std: tuple[float, ...] | None = None,
+    random_weights: bool = False,
+    download: bool = False,
+    force: bool = False,
+    seed: int = 0,
+    device: str = "auto",
+) -> PlanAnswer:
+    """Plans forms and ranks without converting anything.
+
+    Args:
+        output: file for the plan, which `convert` takes back; None writes nothing.
+        force: write over an existing file.
+        model, checkpoint, budget, ratio, rank, energy, forms, keep, rank_multiple, calibrate, calibration_images,
+            classes, input_shape, mean, std, random_weights, download, seed, device: as for `convert`.
+
+    Raises:
+        CliError, ConverterError, ModelsError: one sentence each; nothing has been written then.
+    """
+    wanted = wanted_ranks(budget, None, ratio, rank, energy)
+    asked = forms_from(forms)
+    target = None if output is None else Path(output)
+    if target is not None:
+        check_target(target, force=force)
+    where = pick_device(device)
+    network = open_network(
+        model,
+        checkpoint=checkpoint,
+        classes=classes,
+        input_shape=input_shape,
+        mean=mean,
+        std=std,
+        random_weights=random_weights,
+        seed=seed,
+    )
+    planned = plan_network(
+        network,
+        wanted,
+        forms=asked,
+        keep=keep,
+        rank_multiple=rank_multiple,
+        calibrate_on=open_calibration(calibrate, network, calibration_images, seed, download=download),
+        calibration_images=calibration_images,
+        device=where,
+    )
+    if target is not None:
+        write_plan(planned.plan, target, force=force)
+    return PlanAnswer(planned.plan, target)
