@@ -1,0 +1,57 @@
+"""Top-1 right after conversion, with no training: plans and fits on calibration images, scores on test images.
+
+    python benchmarks/no_finetuning.py cifar_resnet20 ../shared/data/checkpoints/resnet20.th npz:cifar10.npz \
+        --budgets 0.75 0.5 0.35
+
+Prints one line a budget: plain SVD, layers fitted apart (planned with data, weights cut plainly), and what
+`dprp convert --calibrate` does; seconds are those of calibration, planning and conversion together.
+"""
+
+from __future__ import annotations
+
+import argparse
+import resource
+import time
+
+import torch
+
+from dprp.converter import MacBudget, Unit, calibrate, convert, evaluate, plan_ranks, survey
+from dprp.models import Augment, build, info, load_data, load_weights, loader, preprocess_for
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model")
+    parser.add_argument("checkpoint")
+    parser.add_argument("data")
+    parser.add_argument("--budgets", type=float, nargs="+", default=[0.75, 0.5, 0.35])
+    parser.add_argument("--images", type=int, default=2000)
+    parser.add_argument("--rank-multiple", type=int, default=8)
+    parser.add_argument("--plain", action="store_true", help="score plain SVD, too")
+    arguments = parser.parse_args()
+    model = build(arguments.model)
+    load_weights(model, arguments.checkpoint)
+    preprocess = preprocess_for(info(arguments.model))
+    data = load_data(arguments.data)
+    train = loader(data.train(preprocess, Augment.NONE), 128, limit=arguments.images)
+    test = loader(data.test(preprocess), 250)
+    layers = survey(model, torch.zeros(1, *preprocess.input_shape))
+    print(f"{arguments.model}: dense {evaluate(model, test)}")
+    for budget in arguments.budgets:
+        start = time.perf_counter()
+        calibration = calibrate(model, layers, train, images=arguments.images)
+        plan = plan_ranks(
+            layers, MacBudget(budget), energies=calibration.energies, rank_multiple=arguments.rank_multiple
+        )
+        converted = convert(model, plan, calibration=calibration)
+        seconds = time.perf_counter() - start
+        line = f"{budget:5.2f} of MACs ({plan.fraction(Unit.MACS):.4f}): {evaluate(converted, test).top1:6.2f} %"
+        if arguments.plain:
+            plain = plan_ranks(layers, MacBudget(budget), rank_multiple=arguments.rank_multiple)
+            line += f"  plain SVD {evaluate(convert(model, plain), test).top1:6.2f} %"
+        print(f"{line}  {seconds:6.1f} s  {len(calibration.images)} images", flush=True)
+    print(f"peak memory {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:.2f} GiB")
+
+
+if __name__ == "__main__":
+    main()
