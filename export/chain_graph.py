@@ -44,9 +44,11 @@ def chain_model(chain: Chain) -> onnx.ModelProto:
     weights: list[onnx.TensorProto] = []
     layers = [(f"layer{index}", layer) for index, layer in enumerate(chain)]
     if first.kind == LINEAR:
-        shape = [1, first.inputs] if first.width == 1 else [1, first.width, first.inputs]
+        rows = [] if first.width == 1 else [first.width]
+        shape, result_shape = [1, *rows, first.inputs], [1, *rows, last.outputs]
     else:
         shape = [1, first.inputs, first.height, first.width]
+        result_shape = [1, _AFTER_CHANNELS, *last.output_map]
         if first.inputs > _IMAGE_CHANNELS:
             shape[1] = 1
             layers.insert(0, (BEFORE, PlainLayer(CONVOLUTION, 1, first.inputs, bias=False)))
@@ -60,7 +62,7 @@ def chain_model(chain: Chain) -> onnx.ModelProto:
         nodes,
         "chain",
         [helper.make_tensor_value_info("input", TensorProto.FLOAT, shape)],
-        [helper.make_tensor_value_info(source, TensorProto.FLOAT, None)],
+        [helper.make_tensor_value_info(source, TensorProto.FLOAT, result_shape)],
         weights,
     )
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8)

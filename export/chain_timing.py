@@ -34,12 +34,15 @@ _GROUP = 24  # about as many as a network has layers
 _GROUP_WEIGHTS = 64_000_000  # 256 MB, as ONNX Runtime may hold every weight twice
 
 
-def time_chains(chains: Sequence[Chain], threads: int, advance: Callable[[], None]) -> dict[Chain, float]:
+def time_chains(
+    chains: Sequence[Chain], threads: int, advance: Callable[[], None], company: Sequence[Chain] = ()
+) -> dict[Chain, float]:
     """Milliseconds of each chain's kernels in one run.
 
     Args:
         chains: different from each other; accepted by `check_chain`.
         threads: threads inside an operator, >= 1.
+        company: chains that run along where a group would be small, so that its caches are swept all the same.
         advance: called when a chain has had one of its `TURNS` turns.
 
     Raises:
@@ -55,9 +58,12 @@ def time_chains(chains: Sequence[Chain], threads: int, advance: Callable[[], Non
             order = list(chains)
             shuffler.shuffle(order)
             for group in _groups(order):
-                for chain, time_ms in zip(group, _time_group(group, options, folder, cost_us), strict=True):
-                    best_ms[chain] = min(best_ms[chain], time_ms)
-                    advance()
+                along = shuffler.sample(company, min(len(company), _GROUP))
+                full = next(_groups([*group, *along]))
+                for chain, time_ms in zip(full, _time_group(full, options, folder, cost_us), strict=True):
+                    if chain in best_ms:
+                        best_ms[chain] = min(best_ms[chain], time_ms)
+                        advance()
     return best_ms
 
 
@@ -101,12 +107,12 @@ def _time_group(chains: Sequence[Chain], options: ort.SessionOptions, folder: Pa
             session.run()
         rounds += 1
     return [
-        float(np.median([_chain_us(run.kernels, chain, cost_us) for run in session.finish()[_WARM_ROUNDS:]])) / 1e3
+        float(np.median([chain_us(run.kernels, chain, cost_us) for run in session.finish()[_WARM_ROUNDS:]])) / 1e3
         for chain, session in zip(chains, sessions, strict=True)
     ]
 
 
-def _chain_us(kernels: Sequence[Kernel], chain: Chain, cost_us: float) -> float:
+def chain_us(kernels: Sequence[Kernel], chain: Chain, cost_us: float) -> float:
     """Microseconds between the neighbours of a chain, reorder nodes included and the profiler's cost taken off."""
     names = [kernel.name for kernel in kernels]
     ends = [index for index, name in enumerate(names) if name.startswith(AFTER)]

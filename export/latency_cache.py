@@ -58,7 +58,7 @@ class LatencyCache:
         # Readable, and told apart by the digest where CPU names differ only in characters that files cannot have.
         digest = hashlib.sha256(json.dumps(self._key).encode()).hexdigest()[:8]
         cpu = re.sub(r"[^a-z0-9]+", "-", str(self._key["cpu"]).lower()).strip("-")[:60]
-        name = f"{cpu}-ort{ort.__version__}-{threads}-threads-{digest}.json"
+        name = f"{cpu}-ort{ort.__version__}-threads{threads}-{digest}.json"
         self._file = None if folder is None else folder / name
 
     def read(self) -> dict[str, float]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 # Below this share of rounds with the same winner, two files are not ranked.
+_SHOWN_NOTES = 3
 _CLEAR_SHARE = 0.8
 
 
@@ -105,7 +106,10 @@ class BenchmarkResult:
             f"{where.cpu}, {where.threads} thread{plural}, batch {where.batch}, "
             f"ONNX Runtime {where.onnxruntime}, {where.rounds} interleaved rounds"
         )
-        return "\n".join([*lines, *(f"note: {note}" for note in self.notes)])
+        notes = [f"note: {note}" for note in self.notes[:_SHOWN_NOTES]]
+        if len(self.notes) > _SHOWN_NOTES:
+            notes.append(f"note: so it is with {len(self.notes) - _SHOWN_NOTES} more pairs of files.")
+        return "\n".join([*lines, *notes])
 
     def _names(self) -> list[str]:
         """File names; whole paths where two are called the same; numbered where a file is given twice."""

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+
 from dprp.converter.cli import main
 from dprp.models import DIGITS_WEIGHTS
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+
 from dprp.converter import Energy, FinetuneConfig, FixedRank, Form, Plan, RankRatio, load_compressed
 from dprp.converter.cli import arguments
 from dprp.converter.cli.conversion import BASE_FORMS

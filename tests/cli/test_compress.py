@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from dprp.converter import Plan, Unit, load_compressed
 from dprp.converter.cli import compress as module
 from dprp.converter.cli.compress import compress

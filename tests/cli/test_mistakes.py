@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+
 from dprp.models import DIGITS_WEIGHTS, build
 
 Refused = Callable[..., None]

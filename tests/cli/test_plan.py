@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from dprp.converter import Plan
 from dprp.models import DIGITS_WEIGHTS
 

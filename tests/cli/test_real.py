@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+
 from dprp.converter import Unit, load_compressed
 from dprp.converter.cli.network import build_plain
 from dprp.export import onnx_macs

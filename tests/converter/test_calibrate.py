@@ -6,6 +6,8 @@ import copy
 
 import pytest
 import torch
+from torch import Tensor, nn
+
 from dprp.converter import (
     Calibration,
     Form,
@@ -20,7 +22,6 @@ from dprp.converter import (
 )
 from dprp.converter import memory as memory_module
 from dprp.converter.batchnorm import divergence, reestimate
-from torch import Tensor, nn
 
 EXAMPLE = torch.zeros(1, 3, 16, 16)
 

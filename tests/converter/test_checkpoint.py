@@ -8,6 +8,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import nn
+
 from dprp.converter import (
     CheckpointError,
     MacBudget,
@@ -21,9 +25,6 @@ from dprp.converter import (
     save_compressed,
     survey,
 )
-from safetensors import safe_open
-from safetensors.torch import save_file
-from torch import nn
 
 from .conftest import Residual
 

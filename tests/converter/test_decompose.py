@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
 from dprp.converter import decompose
 from dprp.converter.decompose import Factors, factor_tail_energies, recut, regularised, tail_energies, true_svd
 from dprp.converter.moments import PairMoments
 from dprp.converter.sequential import fitted
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from torch import Tensor
 
 
 @st.composite

@@ -6,6 +6,10 @@ import copy
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
 from dprp.converter import (
     BudgetError,
     FinetuneConfig,
@@ -32,9 +36,6 @@ from dprp.converter.layers import LowRankConv2d
 from dprp.converter.losses import distillation, orthogonality, rank_penalty
 from dprp.converter.prune import RankPruner, cut_layer, scheduled
 from dprp.converter.shapes import shape_of
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from torch import Tensor, nn
 
 EXAMPLE = torch.zeros(1, 3, 16, 16)
 

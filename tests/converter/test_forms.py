@@ -6,16 +6,17 @@ import math
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
 from dprp.converter import Form, Unit, break_even_rank, convert, decompose, plan_ranks, survey
 from dprp.converter.costs import dense_cost, factored_cost
 from dprp.converter.forms import factor_shapes, forms_for, full_rank, matricise, matrix_size, rebuild
 from dprp.converter.layers import LowRank, low_rank
 from dprp.converter.policies import RankRatio
 from dprp.converter.shapes import LayerShape, Map, Padding, shape_of
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 # torch says that an uneven "same" may copy the input; that is what the case is for.
 pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths:UserWarning")

@@ -6,6 +6,8 @@ import copy
 
 import pytest
 import torch
+from torch import Tensor, nn
+
 from dprp.converter import (
     Form,
     LowRank,
@@ -19,7 +21,6 @@ from dprp.converter import (
     plan_ranks,
     survey,
 )
-from torch import Tensor, nn
 
 EXAMPLE = torch.zeros(1, 3, 16, 16)
 

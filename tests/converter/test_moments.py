@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import nn
+from torch.nn import functional as F
+
 from dprp.converter import Form
 from dprp.converter import moments as moments_module
 from dprp.converter.forms import factor_shapes, matricise
 from dprp.converter.moments import pair_moments, patches
 from dprp.converter.shapes import shape_of
-from torch import nn
-from torch.nn import functional as F
 
 LAYERS = [
     nn.Conv2d(4, 6, 3, padding=1),

@@ -6,6 +6,10 @@ import json
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
 from dprp.converter import (
     BudgetError,
     Energy,
@@ -27,9 +31,6 @@ from dprp.converter import (
 )
 from dprp.converter.allocate import Choice, allocate
 from dprp.converter.costs import break_even_rank
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from torch import nn
 
 EXAMPLE = torch.zeros(1, 3, 16, 16)
 

@@ -6,6 +6,9 @@ import copy
 
 import pytest
 import torch
+from torch import Tensor, nn
+from torch.nn.utils.parametrizations import weight_norm
+
 from dprp.converter import (
     Form,
     LayerPlan,
@@ -19,8 +22,6 @@ from dprp.converter import (
     survey,
 )
 from dprp.converter.survey import Survey
-from torch import Tensor, nn
-from torch.nn.utils.parametrizations import weight_norm
 
 EXAMPLE = torch.zeros(2, 3, 16, 16)
 

@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from dprp.export import to_onnx
 from torch import Tensor, nn
+
+from dprp.export import to_onnx
 
 
 class SmallNet(nn.Module):

@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from dprp.export import Accuracy, DataError, ModelFileError, evaluate_onnx, to_onnx
 from torch import nn
+
+from dprp.export import Accuracy, DataError, ModelFileError, evaluate_onnx, to_onnx
 
 GENERATOR = torch.Generator().manual_seed(5)
 IMAGES = torch.randn(50, 3, 12, 12, generator=GENERATOR) * 2 + 1

@@ -15,6 +15,8 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+from onnx import TensorProto, helper
+
 from dprp.export import (
     BenchmarkError,
     BenchmarkResult,
@@ -24,7 +26,6 @@ from dprp.export import (
     ModelFileError,
     benchmark,
 )
-from onnx import TensorProto, helper
 
 PROC = Path("/proc/self/task")
 needs_proc = pytest.mark.skipif(not PROC.exists(), reason="child processes are listed in /proc")
@@ -233,7 +234,7 @@ def test_paths_must_be_a_list(paths: Any) -> None:
 def _result(*rounds_ms: tuple[float, ...]) -> BenchmarkResult:
     files = tuple(
         FileResult(f"/models/{name}.onnx", 2_500_000, 10.0, rounds[0], rounds[0], 100.0, 90_000_000, 1.5, 7, rounds)
-        for name, rounds in zip("ab", rounds_ms, strict=False)
+        for name, rounds in zip("abcd", rounds_ms, strict=False)
     )
     return BenchmarkResult(files, Environment("A CPU", 1, 1, "1.0", len(rounds_ms[0])))
 
@@ -248,6 +249,13 @@ def test_files_whose_rounds_disagree_are_not_ranked() -> None:
     )
     assert str(unclear).endswith(f"note: {unclear.notes[0]}")
     assert unclear.to_dict()["notes"] == list(unclear.notes)
+
+
+def test_many_unclear_pairs_are_counted_not_listed() -> None:
+    rounds = (2.0, 1.0) * 5
+    text = str(_result(*(rounds[shift:] + rounds[:shift] for shift in (0, 1, 0, 1))))
+    assert text.count("cannot be ranked") == 3
+    assert text.splitlines()[-1] == "note: so it is with 3 more pairs of files."
 
 
 def test_table_is_aligned() -> None:

@@ -7,6 +7,8 @@ from pathlib import Path
 import onnx
 import pytest
 import torch
+from torch import Tensor, nn
+
 from dprp.export import (
     ExportError,
     ModelFileError,
@@ -16,7 +18,6 @@ from dprp.export import (
     to_onnx,
     verify,
 )
-from torch import Tensor, nn
 
 IMAGES = torch.randn(4, 3, 12, 12, generator=torch.Generator().manual_seed(7))
 

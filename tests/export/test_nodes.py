@@ -5,9 +5,10 @@ from pathlib import Path
 import onnx
 import pytest
 import torch
-from dprp.export import ExportError, ModelFileError, onnx_macs, op_counts, read_metadata, to_onnx
 from onnx import TensorProto, helper
 from torch import nn
+
+from dprp.export import ExportError, ModelFileError, onnx_macs, op_counts, read_metadata, to_onnx
 
 # SmallNet on 12 x 12: conv1, conv2 in 4 groups of 2 channels, conv3 with stride 2 (12 -> 5), fc.
 NET_MACS = 8 * 3 * 9 * 144 + 8 * 2 * 9 * 144 + 16 * 8 * 9 * 25 + 16 * 6

@@ -5,8 +5,9 @@ import inspect
 import subprocess
 import sys
 
-import dprp.export
 import pytest
+
+import dprp.export
 from dprp.export import ExportError
 
 

@@ -6,9 +6,10 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from dprp.export import DataError, ModelFileError, Verification, VerificationError, verify
 from onnx import TensorProto, helper, numpy_helper
 from torch import nn
+
+from dprp.export import DataError, ModelFileError, Verification, VerificationError, verify
 
 IMAGES = torch.randn(3, 3, 12, 12, generator=torch.Generator().manual_seed(3))
 

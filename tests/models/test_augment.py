@@ -1,10 +1,11 @@
 import pytest
 import torch
-from dprp.models import Augment
-from dprp.models.augment import augment_batch, shift_and_flip
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
+
+from dprp.models import Augment
+from dprp.models.augment import augment_batch, shift_and_flip
 
 
 @settings(max_examples=60, deadline=None)

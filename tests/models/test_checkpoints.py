@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from dprp.models import WeightsError, build, digits_cnn, load_weights, read_state_dict
 from safetensors.torch import save_file
 from torch import Tensor, nn
+
+from dprp.models import WeightsError, build, digits_cnn, load_weights, read_state_dict
 
 
 def copy_of(model: nn.Module) -> dict[str, Tensor]:

@@ -2,6 +2,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
+
 from dprp.models import (
     CifarResNet,
     build,
@@ -17,7 +19,6 @@ from dprp.models import (
     preprocess_for,
 )
 from dprp.models.cifar_resnet import ZeroPadShortcut
-from torch import Tensor
 
 
 @pytest.mark.parametrize(

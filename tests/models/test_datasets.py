@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 import torchvision
+
 from dprp.models import (
     Augment,
     DataError,

@@ -2,6 +2,7 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from dprp.models import (
     DIGITS_WEIGHTS,
     ModelsError,

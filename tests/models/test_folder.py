@@ -4,8 +4,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from dprp.models import Augment, DataError, Preprocess, load_data, loader
 from PIL import Image
+
+from dprp.models import Augment, DataError, Preprocess, load_data, loader
 
 INPUT = Preprocess((3, 14, 14), (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
 

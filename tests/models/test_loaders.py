@@ -5,9 +5,10 @@ import pytest
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from torch.utils.data import DataLoader, RandomSampler
+
 from dprp.models import Augment, DataError, Preprocess, loader
 from dprp.models.arrays import ArrayData, ArrayDataset, Arrays
-from torch.utils.data import DataLoader, RandomSampler
 
 GRAY = Preprocess((1, 8, 8), (0.0,), (1.0,))
 

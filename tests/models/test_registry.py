@@ -3,8 +3,9 @@ from pathlib import Path
 import pytest
 import torch
 import torchvision
-from dprp.models import ArchitectureError, build, info, names
 from torch import nn
+
+from dprp.models import ArchitectureError, build, info, names
 
 
 def test_every_name_has_info_without_a_download(monkeypatch: pytest.MonkeyPatch) -> None:
