@@ -68,7 +68,7 @@ class FinetuneConfig:
     epochs: int = 3
     budget: Budget | None = None
     threshold: float | None = None
-    learning_rate: float = 0.02
+    learning_rate: float = 0.005
     optimizer: OptimizerKind = OptimizerKind.SGD
     momentum: float = 0.9
     weight_decay: float = 1e-4
@@ -96,7 +96,7 @@ class FinetuneConfig:
         if self.threshold is not None and not 0.0 < self.threshold < 1.0:
             raise TrainingError(f"threshold {self.threshold:g} is not in (0, 1); try 0.05")
         if not 0.0 < self.learning_rate < math.inf:
-            raise TrainingError(f"learning rate {self.learning_rate:g} is not above 0; try 0.02")
+            raise TrainingError(f"learning rate {self.learning_rate:g} is not above 0; try 0.005")
         for name, value in (("prune_until", self.prune_until), ("distill", self.distill)):
             if not 0.0 <= value <= 1.0:
                 raise TrainingError(f"{name} {value:g} is not in 0..1; give a part of the whole")

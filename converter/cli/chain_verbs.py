@@ -22,7 +22,7 @@ def compress(
     keep: given.Keep = None,
     rank_multiple: given.RankMultiple = 8,
     calibration_images: given.CalibrationImages = 2000,
-    lr: given.LearningRate = 0.02,
+    lr: given.LearningRate = 0.005,
     distill: given.Distill = 0.7,
     mixed_precision: given.MixedPrecision = given.PrecisionName.NO,
     batch_size: given.BatchSize = 128,

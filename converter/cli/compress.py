@@ -37,7 +37,7 @@ def compress(
     rank_multiple: int = DEFAULT_RANK_MULTIPLE,
     calibration_images: int = CALIBRATION_IMAGES,
     batch_size: int = 128,
-    learning_rate: float = 0.02,
+    learning_rate: float = 0.005,
     distill: float = 0.7,
     augment: str | None = None,
     mixed_precision: str = "no",

@@ -69,7 +69,7 @@ def finetune(
     threshold: float | None = None,
     teacher: Path | str | None = None,
     batch_size: int = 128,
-    learning_rate: float = 0.02,
+    learning_rate: float = 0.005,
     optimizer: str = "sgd",
     weight_decay: float = 1e-4,
     distill: float = 0.7,

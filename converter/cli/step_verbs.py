@@ -24,7 +24,7 @@ def finetune(
     rank_multiple: given.RankMultiple = 8,
     teacher: given.Teacher = None,
     distill: given.Distill = 0.7,
-    lr: given.LearningRate = 0.02,
+    lr: given.LearningRate = 0.005,
     optimizer: given.Optimizer = given.OptimizerName.SGD,
     weight_decay: given.WeightDecay = 1e-4,
     orthogonality: given.Orthogonality = 1e-2,
