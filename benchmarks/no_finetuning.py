@@ -15,7 +15,17 @@ import time
 
 import torch
 
-from dprp.converter import MacBudget, Unit, calibrate, convert, evaluate, plan_ranks, survey
+from dprp.converter import (
+    MacBudget,
+    Sensitivity,
+    Unit,
+    calibrate,
+    convert,
+    evaluate,
+    plan_ranks,
+    sensitivities,
+    survey,
+)
 from dprp.models import Augment, build, info, load_data, load_weights, loader, preprocess_for
 
 
@@ -27,6 +37,7 @@ def main() -> None:
     parser.add_argument("--budgets", type=float, nargs="+", default=[0.75, 0.5, 0.35])
     parser.add_argument("--images", type=int, default=2000)
     parser.add_argument("--rank-multiple", type=int, default=8)
+    parser.add_argument("--sensitivity", type=Sensitivity, choices=list(Sensitivity), default=Sensitivity.MIXED)
     parser.add_argument("--plain", action="store_true", help="score plain SVD, too")
     arguments = parser.parse_args()
     model = build(arguments.model)
@@ -41,7 +52,11 @@ def main() -> None:
         start = time.perf_counter()
         calibration = calibrate(model, layers, train, images=arguments.images)
         plan = plan_ranks(
-            layers, MacBudget(budget), energies=calibration.energies, rank_multiple=arguments.rank_multiple
+            layers,
+            MacBudget(budget),
+            energies=calibration.energies,
+            distortions=sensitivities(model, layers, calibration, arguments.sensitivity),
+            rank_multiple=arguments.rank_multiple,
         )
         converted = convert(model, plan, calibration=calibration)
         seconds = time.perf_counter() - start

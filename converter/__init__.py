@@ -23,6 +23,7 @@ from .losses import RankPenalty
 from .plan import LayerPlan, Plan
 from .planner import headroom, plan_ranks
 from .policies import Budget, Energy, FixedRank, MacBudget, ParamBudget, RankRatio, parse_budget
+from .sensitivity import Sensitivity, sensitivities
 from .survey import Layer, Survey, survey
 
 __all__ = [
@@ -52,6 +53,7 @@ __all__ = [
     "PlanError",
     "RankPenalty",
     "RankRatio",
+    "Sensitivity",
     "Source",
     "Step",
     "Survey",
@@ -72,5 +74,6 @@ __all__ = [
     "plan_of",
     "plan_ranks",
     "save_compressed",
+    "sensitivities",
     "survey",
 ]

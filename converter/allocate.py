@@ -16,12 +16,13 @@ from .forms import Form
 
 @dataclass(frozen=True)
 class Choice:
-    """What one layer may become: a form and rank, or dense (form None)."""
+    """What one layer may become: a form and rank with its predicted error, or dense (form None)."""
 
     cost: float
     distortion: float
     form: Form | None = None
     rank: int | None = None
+    error: float | None = None
 
 
 def allocate(layers: Sequence[Sequence[Choice]], limit: float) -> list[Choice] | None:

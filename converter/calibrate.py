@@ -20,6 +20,9 @@ from .survey import Layer, Survey, evaluating
 Moments = Mapping[tuple[str, Form], Tensor]
 """Second moments of what a layer's first factor sees, (columns, columns), by layer name and form."""
 
+Energies = Mapping[tuple[str, Form], Tensor]
+"""What a layer loses in a form at each rank, (full rank + 1,); entry 0 is what losing all of it costs."""
+
 RIDGE = 1e-4
 """Added to second moments, relative to the mean of their diagonal."""
 
@@ -37,7 +40,7 @@ class Calibration:
     """
 
     images: Tensor
-    energies: Mapping[tuple[str, Form], Tensor] = field(repr=False)
+    energies: Energies = field(repr=False)
 
 
 @torch.no_grad()

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from fnmatch import fnmatch
 
 from torch import Tensor
 
 from .allocate import Choice, allocate
+from .calibrate import Energies
 from .costs import Unit, break_even_rank, dense_cost, factored_cost
 from .decompose import tail_energies
 from .errors import BudgetError, ModelError, PlanError
@@ -16,9 +17,6 @@ from .plan import LayerPlan, Plan
 from .policies import Energy, FixedRank, MacBudget, ParamBudget, Policy, RankRatio
 from .shapes import LayerShape
 from .survey import Layer, Survey
-
-Energies = Mapping[tuple[str, Form], Tensor]
-"""Squared output error of a layer in a form at each rank, (full rank + 1,); entry 0 is the whole energy."""
 
 DEFAULT_RANK_MULTIPLE = 8
 
@@ -31,6 +29,7 @@ def plan_ranks(
     keep: Sequence[str] = (),
     rank_multiple: int = DEFAULT_RANK_MULTIPLE,
     energies: Energies | None = None,
+    distortions: Energies | None = None,
 ) -> Plan:
     """Chooses a form and rank for each layer.
 
@@ -43,6 +42,8 @@ def plan_ranks(
         rank_multiple: under a budget, ranks are multiples of this, since a rank in between costs as much time as
             the next multiple; finer ranks are used only where the budget cannot be reached otherwise.
         energies: squared errors by (layer, form) as calibration found them; by default those of the weights.
+        distortions: what a budget minimises the sum of, by (layer, form), as `sensitivities` found them; by default
+            the lost part of each layer's energy.
 
     Returns:
         A plan for every layer. Under a budget its total is at or below the budget.
@@ -59,7 +60,7 @@ def plan_ranks(
             raise PlanError(f"keep pattern {pattern!r} matches no layer; see dprp survey for the names")
     wanted = tuple(forms)
     options = {
-        layer.name: _options(layer, wanted, energies)
+        layer.name: _options(layer, wanted, energies, distortions)
         for layer in layers
         if layer.reason is None and not _matches(layer, keep)
     }
@@ -83,7 +84,7 @@ def plan_ranks(
                 layer.shape,
                 pick.form,
                 pick.rank,
-                error=pick.distortion,
+                error=pick.error,
             )
         plans.append(plan)
     return Plan(tuple(plans), layers.params, layers.macs, layers.input_shape, str(policy))
@@ -111,9 +112,9 @@ def headroom(plan: Plan, factor: float = 1.5, *, rank_multiple: int = DEFAULT_RA
 
 
 class _Option:
-    """One layer in one form: its relative error at each rank."""
+    """One layer in one form: its relative error, and what that costs the network, at each rank."""
 
-    def __init__(self, layer: Layer, form: Form, energy: Tensor | None) -> None:
+    def __init__(self, layer: Layer, form: Form, energy: Tensor | None, distortion: Tensor | None) -> None:
         assert layer.shape is not None
         assert layer.weight is not None
         if not bool(layer.weight.isfinite().all()):
@@ -123,21 +124,32 @@ class _Option:
         self.shape: LayerShape = layer.shape
         self.form = form
         self.errors: list[float] = (energy / energy[0].clamp_min(1e-300)).tolist()
+        self.distortions: list[float] = self.errors if distortion is None else distortion.tolist()
         self.full = full_rank(layer.shape, form)
         self.break_even = break_even_rank(layer.shape, form)
 
     def at(self, rank: int, unit: Unit) -> Choice:
         cost = factored_cost(self.shape, self.form, rank, unit)
-        return Choice(cost, self.errors[rank], self.form, rank)
+        return Choice(cost, self.distortions[rank], self.form, rank, self.errors[rank])
 
 
-def _options(layer: Layer, wanted: tuple[Form, ...], energies: Energies | None) -> list[_Option]:
+def _options(
+    layer: Layer, wanted: tuple[Form, ...], energies: Energies | None, distortions: Energies | None
+) -> list[_Option]:
     assert layer.shape is not None
     own = forms_for(layer.shape)
     # A caller who asks for `spatial` means both orientations; the cheaper one is found by cost.
     asked = {*wanted, Form.SPATIAL_T} if Form.SPATIAL in wanted else set(wanted)
     usable = [form for form in own if form in asked] or list(own)
-    return [_Option(layer, form, None if energies is None else energies.get((layer.name, form))) for form in usable]
+    return [
+        _Option(
+            layer,
+            form,
+            None if energies is None else energies.get((layer.name, form)),
+            None if distortions is None else distortions.get((layer.name, form)),
+        )
+        for form in usable
+    ]
 
 
 def _matches(layer: Layer, patterns: Sequence[str]) -> bool:

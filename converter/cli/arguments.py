@@ -27,6 +27,14 @@ class FormName(str, Enum):
     SPATIAL = "spatial"
 
 
+class SensitivityName(str, Enum):
+    """What a plan takes as a layer's loss."""
+
+    ENERGY = "energy"
+    KL = "kl"
+    MIXED = "mixed"
+
+
 class OptimizerName(str, Enum):
     """What trains the factors."""
 
@@ -164,6 +172,14 @@ Calibrate = Annotated[
         show_default=False,
         rich_help_panel=_RANKS,
         help="Images to plan and fit the factors on; strongly advised. As for --data.",
+    ),
+]
+SensitivityKind = Annotated[
+    SensitivityName,
+    Option(
+        "--sensitivity",
+        rich_help_panel=_RANKS,
+        help="What a layer's loss is, with calibration: of its output (energy), of the answers (kl), or both.",
     ),
 ]
 CalibrationImages = Annotated[

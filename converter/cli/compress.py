@@ -11,8 +11,9 @@ from ..convert import plan_of
 from ..finetune import FinetuneConfig, finetune
 from ..planner import DEFAULT_RANK_MULTIPLE
 from ..policies import parse_budget
+from ..sensitivity import Sensitivity
 from .console import note, silent
-from .conversion import CALIBRATION_IMAGES, factorise, forms_from
+from .conversion import CALIBRATION_IMAGES, factorise, forms_from, sensitivity_from
 from .convert import write_plan
 from .data import Batches, open_data
 from .device import pick_device
@@ -36,6 +37,7 @@ def compress(
     keep: Sequence[str] = (),
     rank_multiple: int = DEFAULT_RANK_MULTIPLE,
     calibration_images: int = CALIBRATION_IMAGES,
+    sensitivity: str = Sensitivity.MIXED.value,
     batch_size: int = 128,
     learning_rate: float = 0.005,
     distill: float = 0.7,
@@ -67,6 +69,7 @@ def compress(
         keep: name patterns of layers that stay dense.
         rank_multiple: ranks are multiples of this.
         calibration_images: training images to plan and to fit the factors on; 0 fits them to the weights alone.
+        sensitivity: energy, kl or mixed; what the plan takes as a layer's loss.
         batch_size: images in a batch.
         learning_rate, distill, mixed_precision: as in `FinetuneConfig`; the dense network is the teacher.
         augment: none, crop or crop-flip; None for what suits the data.
@@ -131,6 +134,7 @@ def compress(
         spare_ranks=epochs > 0,
         calibrate_on=batches.calibration(calibration_images) if calibration_images else None,
         calibration_images=calibration_images,
+        sensitivity=sensitivity_from(sensitivity),
         device=where,
     )
     with made_whole(folder, force=force) as work:

@@ -14,7 +14,8 @@ from ..convert import convert
 from ..forms import Form
 from ..plan import Plan
 from ..planner import DEFAULT_RANK_MULTIPLE, headroom, plan_ranks
-from ..policies import Policy
+from ..policies import MacBudget, ParamBudget, Policy
+from ..sensitivity import Sensitivity, sensitivities
 from ..survey import Survey, survey
 from .data import Loader
 from .errors import CliError
@@ -60,12 +61,14 @@ def factorise(
     spare_ranks: bool = False,
     calibrate_on: Loader | None = None,
     calibration_images: int = CALIBRATION_IMAGES,
+    sensitivity: Sensitivity = Sensitivity.MIXED,
     device: torch.device | None = None,
 ) -> Conversion:
     """Plans a network's ranks, or takes them as planned, and converts a copy of it.
 
     Args:
-        network, wanted, forms, keep, rank_multiple, calibrate_on, calibration_images, device: as for `plan_network`.
+        network, wanted, forms, keep, rank_multiple, calibrate_on, calibration_images, sensitivity, device: as for
+            `plan_network`.
         spare_ranks: convert above the planned ranks, so that fine-tuning can choose which to drop.
 
     Raises:
@@ -80,6 +83,7 @@ def factorise(
         rank_multiple=rank_multiple,
         calibrate_on=calibrate_on,
         calibration_images=calibration_images,
+        sensitivity=sensitivity,
         device=device,
     )
     start = headroom(planned.plan, rank_multiple=rank_multiple) if spare_ranks else planned.plan
@@ -97,6 +101,7 @@ def plan_network(
     rank_multiple: int = DEFAULT_RANK_MULTIPLE,
     calibrate_on: Loader | None = None,
     calibration_images: int = CALIBRATION_IMAGES,
+    sensitivity: Sensitivity = Sensitivity.MIXED,
     device: torch.device | None = None,
 ) -> Planned:
     """Plans a network's ranks, or takes them as planned.
@@ -109,6 +114,7 @@ def plan_network(
         rank_multiple: ranks are multiples of this under a budget.
         calibrate_on: images to plan and to fit the factors on.
         calibration_images: how many of these at most.
+        sensitivity: what a budget's plan takes as a layer's loss, where there are calibration images.
         device: where to compute.
 
     Raises:
@@ -130,6 +136,9 @@ def plan_network(
         plan = wanted
         _check_plan(plan, layers)
     else:
+        distortions = None
+        if calibration is not None and isinstance(wanted, (MacBudget, ParamBudget)):
+            distortions = sensitivities(model, layers, calibration, sensitivity)
         plan = plan_ranks(
             layers,
             wanted,
@@ -137,6 +146,7 @@ def plan_network(
             keep=keep,
             rank_multiple=rank_multiple,
             energies=None if calibration is None else calibration.energies,
+            distortions=distortions,
         )
     network.model.cpu()
     return Planned(plan, calibration)
@@ -183,6 +193,19 @@ def forms_from(names: Sequence[str]) -> tuple[Form, ...]:
         if name not in allowed:
             raise CliError(f"form {name!r} is not one of {', '.join(allowed)}; choose one of these")
     return tuple(Form(name) for name in names)
+
+
+def sensitivity_from(name: str) -> Sensitivity:
+    """A sensitivity by its name.
+
+    Raises:
+        CliError: an unknown name.
+    """
+    try:
+        return Sensitivity(name)
+    except ValueError:
+        allowed = ", ".join(kind.value for kind in Sensitivity)
+        raise CliError(f"sensitivity {name!r} is not one of {allowed}; choose one of these") from None
 
 
 def _text(shape: tuple[int, ...]) -> str:

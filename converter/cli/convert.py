@@ -13,7 +13,8 @@ from ..files import check_target, written_whole
 from ..plan import Plan
 from ..planner import DEFAULT_RANK_MULTIPLE
 from ..policies import Energy, FixedRank, Policy, RankRatio, parse_budget
-from .conversion import CALIBRATION_IMAGES, factorise, forms_from, read_plan
+from ..sensitivity import Sensitivity
+from .conversion import CALIBRATION_IMAGES, factorise, forms_from, read_plan, sensitivity_from
 from .data import open_calibration
 from .device import pick_device
 from .errors import CliError
@@ -64,6 +65,7 @@ def convert(
     rank_multiple: int = DEFAULT_RANK_MULTIPLE,
     calibrate: str | None = None,
     calibration_images: int = CALIBRATION_IMAGES,
+    sensitivity: str = Sensitivity.MIXED.value,
     save_plan: Path | str | None = None,
     classes: int | None = None,
     input_shape: tuple[int, int, int] | None = None,
@@ -91,6 +93,7 @@ def convert(
         rank_multiple: ranks are multiples of this under a budget.
         calibrate: images to plan and to fit the factors on, as `dprp.models.load_data` takes them.
         calibration_images: how many of these at most.
+        sensitivity: energy, kl or mixed; what a budget's plan takes as a layer's loss, where there are images.
         save_plan: file for the plan.
         classes, input_shape, mean, std: None for the architecture's own.
         random_weights: go on without a checkpoint.
@@ -129,6 +132,7 @@ def convert(
         rank_multiple=rank_multiple,
         calibrate_on=open_calibration(calibrate, network, calibration_images, seed, download=download),
         calibration_images=calibration_images,
+        sensitivity=sensitivity_from(sensitivity),
         device=where,
     )
     save_compressed(made.model, network.source, target, force=force)

@@ -10,7 +10,8 @@ from typing import Any
 from ..files import check_target
 from ..plan import Plan
 from ..planner import DEFAULT_RANK_MULTIPLE
-from .conversion import CALIBRATION_IMAGES, forms_from, plan_network
+from ..sensitivity import Sensitivity
+from .conversion import CALIBRATION_IMAGES, forms_from, plan_network, sensitivity_from
 from .convert import costs, ranks, wanted_ranks, write_plan
 from .data import open_calibration
 from .device import pick_device
@@ -53,6 +54,7 @@ def plan(
     rank_multiple: int = DEFAULT_RANK_MULTIPLE,
     calibrate: str | None = None,
     calibration_images: int = CALIBRATION_IMAGES,
+    sensitivity: str = Sensitivity.MIXED.value,
     classes: int | None = None,
     input_shape: tuple[int, int, int] | None = None,
     mean: tuple[float, ...] | None = None,
@@ -69,7 +71,7 @@ def plan(
         output: file for the plan, which `convert` takes back; None writes nothing.
         force: write over an existing file.
         model, checkpoint, budget, ratio, rank, energy, forms, keep, rank_multiple, calibrate, calibration_images,
-            classes, input_shape, mean, std, random_weights, download, seed, device: as for `convert`.
+            sensitivity, classes, input_shape, mean, std, random_weights, download, seed, device: as for `convert`.
 
     Raises:
         CliError, ConverterError, ModelsError: one sentence each; nothing has been written then.
@@ -98,6 +100,7 @@ def plan(
         rank_multiple=rank_multiple,
         calibrate_on=open_calibration(calibrate, network, calibration_images, seed, download=download),
         calibration_images=calibration_images,
+        sensitivity=sensitivity_from(sensitivity),
         device=where,
     )
     if target is not None:

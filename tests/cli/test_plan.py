@@ -44,8 +44,8 @@ def test_calibration_keeps_accuracy(dprp: Any, tmp_path: Path) -> None:
         budget = ("--budget", "macs=0.2", "--rank-multiple", 2)
         dprp("convert", "digits_cnn", "--checkpoint", DIGITS_WEIGHTS, *budget, *more, "-o", file, "--json").json()
         top1[name] = dprp("evaluate", file, "--data", "digits", "--json").json()["top1"]
-    assert top1["calibrated"] > top1["plain"]
-    assert top1["calibrated"] > 90
+    assert top1["calibrated"] > top1["plain"] + 5
+    assert top1["calibrated"] > 85
 
 
 def test_mistakes(dprp: Any, tmp_path: Path) -> None:
