@@ -18,11 +18,13 @@ from .evaluate import Accuracy, evaluate
 from .finetune import FinetuneConfig, OptimizerKind, Step, finetune
 from .forms import Form
 from .fuse import fold_batch_norms, fuse
+from .input_moments import input_moments
+from .layer_times import LayerTimes, chains_to_time
 from .layers import LowRank, LowRankConv2d, LowRankLinear
 from .losses import RankPenalty
 from .plan import LayerPlan, Plan
 from .planner import headroom, plan_ranks
-from .policies import Budget, Energy, FixedRank, MacBudget, ParamBudget, RankRatio, parse_budget
+from .policies import Budget, Energy, FixedRank, LatencyBudget, MacBudget, ParamBudget, RankRatio, parse_budget
 from .sensitivity import Sensitivity, sensitivities
 from .survey import Layer, Survey, survey
 
@@ -38,9 +40,11 @@ __all__ = [
     "FinetuneConfig",
     "FixedRank",
     "Form",
+    "LatencyBudget",
     "Layer",
     "LayerError",
     "LayerPlan",
+    "LayerTimes",
     "Loaded",
     "LowRank",
     "LowRankConv2d",
@@ -61,6 +65,7 @@ __all__ = [
     "Unit",
     "break_even_rank",
     "calibrate",
+    "chains_to_time",
     "convert",
     "decompose",
     "evaluate",
@@ -68,6 +73,7 @@ __all__ = [
     "fold_batch_norms",
     "fuse",
     "headroom",
+    "input_moments",
     "is_compressed",
     "load_compressed",
     "parse_budget",

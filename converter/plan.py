@@ -26,7 +26,8 @@ class LayerPlan:
         shape: its geometry; None for kinds that cannot be factored.
         form, rank: what it becomes; both None when it stays dense.
         reason: why it stays dense.
-        error: predicted part of its output energy that is lost (0 when dense, None when not predicted).
+        error: predicted part of its output energy that is lost (None when dense or not predicted).
+        dense_ms, ms: predicted milliseconds before and after, where layers were timed.
     """
 
     name: str
@@ -37,6 +38,8 @@ class LayerPlan:
     rank: int | None = None
     reason: str | None = None
     error: float | None = None
+    dense_ms: float | None = None
+    ms: float | None = None
 
     @property
     def factored(self) -> bool:
@@ -60,6 +63,7 @@ class Plan:
         params, macs: of the dense network, for one sample.
         input_shape: shape of one sample.
         budget: the policy that made it, in words; "by hand" otherwise.
+        dense_ms, ms: predicted milliseconds of the network before and after, where layers were timed.
     """
 
     layers: tuple[LayerPlan, ...]
@@ -67,6 +71,8 @@ class Plan:
     macs: int
     input_shape: tuple[int, ...]
     budget: str = "by hand"
+    dense_ms: float | None = None
+    ms: float | None = None
 
     def __iter__(self) -> Iterator[LayerPlan]:
         return iter(self.layers)
@@ -95,12 +101,13 @@ class Plan:
     def with_ranks(self, ranks: Mapping[str, int]) -> Plan:
         """The same plan at other ranks of factored layers; predictions no longer hold and are dropped."""
         layers = tuple(
-            replace(layer, rank=ranks[layer.name], error=None) if layer.name in ranks else layer for layer in self
+            replace(layer, rank=ranks[layer.name], error=None, ms=None) if layer.name in ranks else layer
+            for layer in self
         )
-        return replace(self, layers=layers)
+        return replace(self, layers=layers, ms=None)
 
     def __str__(self) -> str:
-        rows = []
+        rows: list[tuple[str, ...]] = []
         for layer in self:
             if layer.factored:
                 what, rank = str(layer.form), str(layer.rank)
@@ -108,17 +115,22 @@ class Plan:
                 what, rank = f"dense: {layer.reason}", ""
             error = "" if layer.error is None or not layer.factored else f"{100 * layer.error:.2f} %"
             params = _change(layer.params, layer.cost(Unit.PARAMS))
-            rows.append((layer.name, rank, params, _change(layer.macs, layer.cost(Unit.MACS)), error, what))
-        total = (
+            macs = _change(layer.macs, layer.cost(Unit.MACS))
+            rows.append((layer.name, rank, params, macs, _milliseconds(layer.dense_ms, layer.ms), error, what))
+        total: tuple[str, ...] = (
             f"total ({self.budget})",
             "",
             _change(self.params, self.total(Unit.PARAMS)),
             _change(self.macs, self.total(Unit.MACS)),
+            _milliseconds(self.dense_ms, self.ms),
             "",
             f"{100 * self.fraction(Unit.PARAMS):.1f} % of params, {100 * self.fraction(Unit.MACS):.1f} % of MACs",
         )
-        head = ("layer", "rank", "params", "MACs", "error", "form")
-        return table(head, [*rows, total], right=(1, 2, 3, 4))
+        head: tuple[str, ...] = ("layer", "rank", "params", "MACs", "ms", "error", "form")
+        rows = [*rows, total]
+        if self.dense_ms is None:  # a column of nothing
+            head, rows = _without(head, 4), [_without(row, 4) for row in rows]
+        return table(head, rows, right=range(1, len(head) - 1))
 
     def to_json(self) -> str:
         """JSON that `from_json` reads back; rank, form and reason may be edited by hand."""
@@ -131,6 +143,8 @@ class Plan:
                 "error": layer.error,
                 "params": layer.params,
                 "macs": layer.macs,
+                "dense_ms": layer.dense_ms,
+                "ms": layer.ms,
                 "shape": None if layer.shape is None else layer.shape.to_dict(),
             }
             for layer in self
@@ -141,6 +155,8 @@ class Plan:
             "input_shape": list(self.input_shape),
             "params": self.params,
             "macs": self.macs,
+            "dense_ms": self.dense_ms,
+            "ms": self.ms,
             "layers": layers,
         }
         return json.dumps(document, indent=1)
@@ -169,6 +185,8 @@ class Plan:
                 int(document["macs"]),
                 tuple(int(n) for n in document["input_shape"]),
                 str(document["budget"]),
+                _optional(document.get("dense_ms")),
+                _optional(document.get("ms")),
             )
         except PlanError:
             raise
@@ -178,6 +196,20 @@ class Plan:
 
 def _change(before: int, after: int) -> str:
     return f"{before:,}" if before == after else f"{before:,} -> {after:,}"
+
+
+def _milliseconds(before: float | None, after: float | None) -> str:
+    if before is None or before == after:
+        return "" if before is None else f"{before:.3f}"
+    return f"{before:.3f} -> {'?' if after is None else f'{after:.3f}'}"
+
+
+def _without(row: tuple[str, ...], column: int) -> tuple[str, ...]:
+    return row[:column] + row[column + 1 :]
+
+
+def _optional(value: Any) -> float | None:
+    return None if value is None else float(value)
 
 
 def _layer(values: Mapping[str, Any]) -> LayerPlan:
@@ -191,7 +223,9 @@ def _layer(values: Mapping[str, Any]) -> LayerPlan:
         int(values["macs"]),
         shape,
         reason=values.get("reason") if form is not None or values.get("reason") else "by hand",
-        error=values.get("error"),
+        error=_optional(values.get("error")),
+        dense_ms=_optional(values.get("dense_ms")),
+        ms=_optional(values.get("ms")),
     )
     return layer if form is None else replace(layer, **checked_form(name, shape, form, rank), reason=None)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from fnmatch import fnmatch
 
 from torch import Tensor
@@ -13,8 +14,9 @@ from .costs import Unit, break_even_rank, dense_cost, factored_cost
 from .decompose import tail_energies
 from .errors import BudgetError, ModelError, PlanError
 from .forms import Form, forms_for, full_rank, matricise
+from .layer_times import LayerTimes
 from .plan import LayerPlan, Plan
-from .policies import Energy, FixedRank, MacBudget, ParamBudget, Policy, RankRatio
+from .policies import Energy, FixedRank, LatencyBudget, MacBudget, ParamBudget, Policy, RankRatio
 from .shapes import LayerShape
 from .survey import Layer, Survey
 
@@ -30,6 +32,7 @@ def plan_ranks(
     rank_multiple: int = DEFAULT_RANK_MULTIPLE,
     energies: Energies | None = None,
     distortions: Energies | None = None,
+    times: LayerTimes | None = None,
 ) -> Plan:
     """Chooses a form and rank for each layer.
 
@@ -44,6 +47,7 @@ def plan_ranks(
         energies: squared errors by (layer, form) as calibration found them; by default those of the weights.
         distortions: what a budget minimises the sum of, by (layer, form), as `sensitivities` found them; by default
             the lost part of each layer's energy.
+        times: of the layers on this machine; a budget on latency needs them.
 
     Returns:
         A plan for every layer. Under a budget its total is at or below the budget.
@@ -64,7 +68,11 @@ def plan_ranks(
         for layer in layers
         if layer.reason is None and not _matches(layer, keep)
     }
-    if isinstance(policy, (MacBudget, ParamBudget)):
+    if isinstance(policy, LatencyBudget):
+        if times is None:
+            raise BudgetError(f"budget {policy} needs measured times of the layers; use dprp plan, or pass times=")
+        chosen = _within_time(options, policy, times)
+    elif isinstance(policy, (MacBudget, ParamBudget)):
         chosen = _within(layers, options, policy, rank_multiple)
     else:
         ruled = {name: _by_rule(of_layer, policy) for name, of_layer in options.items()}
@@ -87,7 +95,8 @@ def plan_ranks(
                 error=pick.error,
             )
         plans.append(plan)
-    return Plan(tuple(plans), layers.params, layers.macs, layers.input_shape, str(policy))
+    whole = Plan(tuple(plans), layers.params, layers.macs, layers.input_shape, str(policy))
+    return whole if times is None else with_times(whole, times)
 
 
 def headroom(plan: Plan, factor: float = 1.5, *, rank_multiple: int = DEFAULT_RANK_MULTIPLE) -> Plan:
@@ -129,7 +138,9 @@ class _Option:
         self.break_even = break_even_rank(layer.shape, form)
 
     def at(self, rank: int, unit: Unit) -> Choice:
-        cost = factored_cost(self.shape, self.form, rank, unit)
+        return self.timed(rank, factored_cost(self.shape, self.form, rank, unit))
+
+    def timed(self, rank: int, cost: float) -> Choice:
         return Choice(cost, self.distortions[rank], self.form, rank, self.errors[rank])
 
 
@@ -171,6 +182,42 @@ def _by_rule(options: list[_Option], rule: FixedRank | RankRatio | Energy) -> Ch
         if rank > 0 and saves:
             choices.append(option.at(rank, Unit.MACS))
     return min(choices, key=lambda choice: (choice.cost, choice.distortion), default=None)
+
+
+def _within_time(options: dict[str, list[_Option]], budget: LatencyBudget, times: LayerTimes) -> dict[str, Choice]:
+    """As `_within`, in milliseconds; what is not faster than the dense layer is no choice."""
+    limit = budget.fraction * times.network_ms
+    fixed = times.network_ms - sum(times.dense(name) for name in options)
+    tables = []
+    for name, of_layer in options.items():
+        choices = [Choice(times.dense(name), 0.0)]
+        for option in of_layer:
+            ranks = [rank for layer, form, rank in times.layers_ms if layer == name and form is option.form]
+            timed = [option.timed(rank, times.layers_ms[name, option.form, rank]) for rank in ranks]
+            choices += [choice for choice in timed if choice.cost < times.dense(name)]
+        tables.append(choices)
+    found = allocate(tables, limit - fixed)
+    if found is not None:
+        return dict(zip(options, found, strict=True))
+    least = fixed + sum(min(choice.cost for choice in choices) for choices in tables)
+    raise BudgetError(
+        f"budget {budget} cannot be reached: with every layer at its fastest {least / times.network_ms:.3f} of the "
+        "latency remains; ask for at least that"
+    )
+
+
+def with_times(plan: Plan, times: LayerTimes) -> Plan:
+    """The plan with the milliseconds that each layer, and the network, is foretold to take."""
+    layers = tuple(
+        replace(
+            layer,
+            dense_ms=times.dense(layer.name),
+            ms=times.layers_ms.get((layer.name, layer.form, layer.rank or 0), times.dense(layer.name)),
+        )
+        for layer in plan
+    )
+    saved = sum((layer.dense_ms or 0.0) - (layer.ms or 0.0) for layer in layers)
+    return replace(plan, layers=layers, dense_ms=times.network_ms, ms=times.network_ms - saved)
 
 
 def rank_steps(most: int, multiple: int) -> list[int]:

@@ -84,20 +84,37 @@ class ParamBudget:
         return f"params={self.fraction:g}"
 
 
+@dataclass(frozen=True)
+class LatencyBudget:
+    """At most this part of the dense network's latency in ONNX Runtime on this machine."""
+
+    fraction: float
+
+    def __post_init__(self) -> None:
+        _fraction("budget latency", self.fraction)
+
+    def __str__(self) -> str:
+        return f"latency={self.fraction:g}"
+
+
 Budget = MacBudget | ParamBudget
-Policy = FixedRank | RankRatio | Energy | MacBudget | ParamBudget
+Policy = FixedRank | RankRatio | Energy | MacBudget | ParamBudget | LatencyBudget
 
 
-def parse_budget(text: str) -> Budget:
-    """Reads "macs=0.5" or "params=0.5".
+def parse_budget(text: str) -> Budget | LatencyBudget:
+    """Reads "macs=0.5", "params=0.5" or "latency=0.5".
 
     Raises:
         BudgetError: another unit, or not a fraction.
     """
     unit, equals, number = text.partition("=")
-    kinds: dict[str, type[MacBudget] | type[ParamBudget]] = {"macs": MacBudget, "params": ParamBudget}
+    kinds: dict[str, type[MacBudget] | type[ParamBudget] | type[LatencyBudget]] = {
+        "macs": MacBudget,
+        "params": ParamBudget,
+        "latency": LatencyBudget,
+    }
     if not equals or unit.strip().lower() not in kinds:
-        raise BudgetError(f"budget {text!r} is not UNIT=FRACTION with unit macs or params; try macs=0.5")
+        raise BudgetError(f"budget {text!r} is not UNIT=FRACTION with unit macs, params or latency; try macs=0.5")
     try:
         fraction = float(number)
     except ValueError:

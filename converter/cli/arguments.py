@@ -127,7 +127,7 @@ Budget = Annotated[
         metavar="UNIT=PART",
         show_default=False,
         rich_help_panel=_RANKS,
-        help="Part of the dense network to keep: macs=0.5 or params=0.5.",
+        help="Part of the dense network to keep: macs=0.5, params=0.5 or latency=0.5.",
     ),
 ]
 NeededBudget = Annotated[
@@ -136,7 +136,7 @@ NeededBudget = Annotated[
         metavar="UNIT=PART",
         show_default=False,
         rich_help_panel=_RANKS,
-        help="Part of the dense network to keep: macs=0.5 or params=0.5.",
+        help="Part of the dense network to keep: macs=0.5, params=0.5 or latency=0.5.",
     ),
 ]
 Ratio = Annotated[

@@ -9,8 +9,9 @@ from pathlib import Path
 from ..checkpoint import save_compressed
 from ..convert import plan_of
 from ..finetune import FinetuneConfig, finetune
+from ..input_moments import input_moments
 from ..planner import DEFAULT_RANK_MULTIPLE
-from ..policies import parse_budget
+from ..policies import LatencyBudget, parse_budget
 from ..sensitivity import Sensitivity
 from .console import note, silent
 from .conversion import CALIBRATION_IMAGES, factorise, forms_from, sensitivity_from
@@ -61,7 +62,7 @@ def compress(
     Args:
         model: a name or `package.module:function`.
         data: as `dprp.models.load_data` takes it.
-        budget: such as "macs=0.5".
+        budget: such as "macs=0.5" or "latency=0.6"; under latency, fine-tuning keeps the planned ranks.
         epochs: of fine-tuning; 0 stops after conversion.
         output: folder for plan.json, compressed.safetensors, dense.onnx, compressed.onnx and summary.json.
         checkpoint: weights.
@@ -91,6 +92,8 @@ def compress(
     """
     folder = Path(output)
     target = parse_budget(budget)
+    # A plan by latency is a plan for these very ranks, so fine-tuning leaves them alone.
+    to_prune = None if isinstance(target, LatencyBudget) else target
     asked = forms_from(forms)
     if epochs < 0:
         raise CliError(f"epochs {epochs} is below 0; give 0 to stop after conversion, or more")
@@ -102,7 +105,7 @@ def compress(
     where = pick_device(device)
     config = FinetuneConfig(
         epochs=max(1, epochs),
-        budget=target,
+        budget=to_prune,
         learning_rate=learning_rate,
         distill=distill,
         rank_multiple=rank_multiple,
@@ -131,10 +134,11 @@ def compress(
         forms=asked,
         keep=keep,
         rank_multiple=rank_multiple,
-        spare_ranks=epochs > 0,
+        spare_ranks=epochs > 0 and to_prune is not None,
         calibrate_on=batches.calibration(calibration_images) if calibration_images else None,
         calibration_images=calibration_images,
         sensitivity=sensitivity_from(sensitivity),
+        threads=threads,
         device=where,
     )
     with made_whole(folder, force=force) as work:
@@ -144,7 +148,15 @@ def compress(
         low_rank = made.model
         if epochs > 0:
             say(f"fine-tuning down to {budget}: {epochs} epochs of {data}")
-            low_rank = finetune(low_rank, train, config, evaluate_on=test, teacher=network.model, progress=not quiet)
+            low_rank = finetune(
+                low_rank,
+                train,
+                config,
+                evaluate_on=test,
+                teacher=network.model,
+                moments=None if made.calibration is None else input_moments(low_rank, made.calibration.images),
+                progress=not quiet,
+            )
         plan = plan_of(low_rank)
         say(str(plan))
         write_plan(plan, work / PLAN, force=False)

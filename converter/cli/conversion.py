@@ -14,12 +14,13 @@ from ..convert import convert
 from ..forms import Form
 from ..plan import Plan
 from ..planner import DEFAULT_RANK_MULTIPLE, headroom, plan_ranks
-from ..policies import MacBudget, ParamBudget, Policy
+from ..policies import LatencyBudget, MacBudget, ParamBudget, Policy
 from ..sensitivity import Sensitivity, sensitivities
 from ..survey import Survey, survey
 from .data import Loader
 from .errors import CliError
 from .network import Network
+from .times import time_layers
 
 CALIBRATION_IMAGES = 2000
 BASE_FORMS = (Form.CHANNEL, Form.POINTWISE, Form.SPATIAL)
@@ -45,10 +46,12 @@ class Conversion:
     Attributes:
         plan: where the ranks shall end up.
         model: the low-rank network on the CPU, at the plan's ranks or, for fine-tuning to choose, above them.
+        calibration: what it was fitted on; None without.
     """
 
     plan: Plan
     model: nn.Module
+    calibration: Calibration | None
 
 
 def factorise(
@@ -62,13 +65,14 @@ def factorise(
     calibrate_on: Loader | None = None,
     calibration_images: int = CALIBRATION_IMAGES,
     sensitivity: Sensitivity = Sensitivity.MIXED,
+    threads: int = 1,
     device: torch.device | None = None,
 ) -> Conversion:
     """Plans a network's ranks, or takes them as planned, and converts a copy of it.
 
     Args:
-        network, wanted, forms, keep, rank_multiple, calibrate_on, calibration_images, sensitivity, device: as for
-            `plan_network`.
+        network, wanted, forms, keep, rank_multiple, calibrate_on, calibration_images, sensitivity, threads,
+            device: as for `plan_network`.
         spare_ranks: convert above the planned ranks, so that fine-tuning can choose which to drop.
 
     Raises:
@@ -84,12 +88,13 @@ def factorise(
         calibrate_on=calibrate_on,
         calibration_images=calibration_images,
         sensitivity=sensitivity,
+        threads=threads,
         device=device,
     )
     start = headroom(planned.plan, rank_multiple=rank_multiple) if spare_ranks else planned.plan
     converted = convert(network.model.to(device), start, calibration=planned.calibration).cpu()
     network.model.cpu()
-    return Conversion(planned.plan, converted)
+    return Conversion(planned.plan, converted, planned.calibration)
 
 
 def plan_network(
@@ -102,6 +107,7 @@ def plan_network(
     calibrate_on: Loader | None = None,
     calibration_images: int = CALIBRATION_IMAGES,
     sensitivity: Sensitivity = Sensitivity.MIXED,
+    threads: int = 1,
     device: torch.device | None = None,
 ) -> Planned:
     """Plans a network's ranks, or takes them as planned.
@@ -115,6 +121,7 @@ def plan_network(
         calibrate_on: images to plan and to fit the factors on.
         calibration_images: how many of these at most.
         sensitivity: what a budget's plan takes as a layer's loss, where there are calibration images.
+        threads: of ONNX Runtime, where a budget is on latency.
         device: where to compute.
 
     Raises:
@@ -136,8 +143,11 @@ def plan_network(
         plan = wanted
         _check_plan(plan, layers)
     else:
-        distortions = None
-        if calibration is not None and isinstance(wanted, (MacBudget, ParamBudget)):
+        distortions = times = None
+        if isinstance(wanted, LatencyBudget):
+            times = time_layers(network, layers, rank_multiple=rank_multiple, forms=forms, threads=threads)
+            model = network.model.to(device)
+        if calibration is not None and isinstance(wanted, (MacBudget, ParamBudget, LatencyBudget)):
             distortions = sensitivities(model, layers, calibration, sensitivity)
         plan = plan_ranks(
             layers,
@@ -147,6 +157,7 @@ def plan_network(
             rank_multiple=rank_multiple,
             energies=None if calibration is None else calibration.energies,
             distortions=distortions,
+            times=times,
         )
     network.model.cpu()
     return Planned(plan, calibration)

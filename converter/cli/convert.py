@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from ..checkpoint import save_compressed
-from ..costs import Unit
 from ..files import check_target, written_whole
 from ..plan import Plan
 from ..planner import DEFAULT_RANK_MULTIPLE
@@ -19,6 +18,7 @@ from .data import open_calibration
 from .device import pick_device
 from .errors import CliError
 from .network import open_network
+from .totals import costs, ranks
 
 
 @dataclass(frozen=True)
@@ -66,6 +66,7 @@ def convert(
     calibrate: str | None = None,
     calibration_images: int = CALIBRATION_IMAGES,
     sensitivity: str = Sensitivity.MIXED.value,
+    threads: int = 1,
     save_plan: Path | str | None = None,
     classes: int | None = None,
     input_shape: tuple[int, int, int] | None = None,
@@ -94,6 +95,7 @@ def convert(
         calibrate: images to plan and to fit the factors on, as `dprp.models.load_data` takes them.
         calibration_images: how many of these at most.
         sensitivity: energy, kl or mixed; what a budget's plan takes as a layer's loss, where there are images.
+        threads: of ONNX Runtime, where a budget is on latency.
         save_plan: file for the plan.
         classes, input_shape, mean, std: None for the architecture's own.
         random_weights: go on without a checkpoint.
@@ -133,6 +135,7 @@ def convert(
         calibrate_on=open_calibration(calibrate, network, calibration_images, seed, download=download),
         calibration_images=calibration_images,
         sensitivity=sensitivity_from(sensitivity),
+        threads=threads,
         device=where,
     )
     save_compressed(made.model, network.source, target, force=force)
@@ -190,16 +193,3 @@ def write_plan(plan: Plan, path: Path, *, force: bool) -> None:
     """
     with written_whole(path, force=force) as temporary:
         temporary.write_text(plan.to_json() + "\n", encoding="utf-8")
-
-
-def costs(plan: Plan) -> dict[str, Any]:
-    """Parameters and MACs before and after, as plain JSON values."""
-    return {
-        unit.value: {"dense": plan.dense_total(unit), "compressed": plan.total(unit), "part": plan.fraction(unit)}
-        for unit in (Unit.PARAMS, Unit.MACS)
-    }
-
-
-def ranks(plan: Plan) -> dict[str, str]:
-    """Form and rank of each factored layer, such as "spatial:16"."""
-    return {name: f"{layer.form}:{layer.rank}" for name, layer in plan.factored.items()}

@@ -15,13 +15,14 @@ from ..evaluate import Accuracy
 from ..finetune import FinetuneConfig, OptimizerKind, Step
 from ..finetune import finetune as train_low_rank
 from ..plan import Plan
-from ..policies import parse_budget
+from ..policies import Budget, LatencyBudget, parse_budget
 from .console import note, silent
-from .convert import check_compressed_target, costs, ranks
+from .convert import check_compressed_target
 from .data import Batches, open_data
 from .device import pick_device
 from .errors import CliError
 from .network import build_plain, open_network
+from .totals import costs, ranks
 
 
 @dataclass(frozen=True)
@@ -116,7 +117,7 @@ def finetune(
         raise CliError(f"optimizer {optimizer!r} is not one of {', '.join(OptimizerKind)}; choose one of these")
     config = FinetuneConfig(
         epochs=epochs,
-        budget=None if budget is None else parse_budget(budget),
+        budget=_trainable(budget),
         threshold=threshold,
         learning_rate=learning_rate,
         optimizer=OptimizerKind(optimizer),
@@ -159,3 +160,14 @@ def _teacher(source: Source, checkpoint: Path | str) -> nn.Module:
     dense = build_plain(source)
     load_weights(dense, checkpoint)
     return dense
+
+
+def _trainable(budget: str | None) -> Budget | None:
+    if budget is None:
+        return None
+    parsed = parse_budget(budget)
+    if isinstance(parsed, LatencyBudget):
+        raise CliError(
+            f"budget {budget}: ranks are not cut by latency in training; convert to it first and leave --budget out"
+        )
+    return parsed

@@ -19,8 +19,8 @@ from ...models.registry import IMAGENET_MEAN, IMAGENET_STD
 from ..checkpoint import Source
 from ..costs import Unit
 from ..plan import Plan
-from .convert import ranks
 from .errors import CliError
+from .totals import ranks
 from .values import numbers_from, shape_from
 from .versions import versions
 

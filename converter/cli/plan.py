@@ -12,10 +12,11 @@ from ..plan import Plan
 from ..planner import DEFAULT_RANK_MULTIPLE
 from ..sensitivity import Sensitivity
 from .conversion import CALIBRATION_IMAGES, forms_from, plan_network, sensitivity_from
-from .convert import costs, ranks, wanted_ranks, write_plan
+from .convert import wanted_ranks, write_plan
 from .data import open_calibration
 from .device import pick_device
 from .network import open_network
+from .totals import costs, ranks
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,7 @@ class PlanAnswer:
         return {
             "output": None if self.output is None else str(self.output),
             "budget": self.plan.budget,
+            "ms": None if self.plan.dense_ms is None else {"dense": self.plan.dense_ms, "compressed": self.plan.ms},
             **costs(self.plan),
             "layers": ranks(self.plan),
             "errors": {name: layer.error for name, layer in self.plan.factored.items()},
@@ -55,6 +57,7 @@ def plan(
     calibrate: str | None = None,
     calibration_images: int = CALIBRATION_IMAGES,
     sensitivity: str = Sensitivity.MIXED.value,
+    threads: int = 1,
     classes: int | None = None,
     input_shape: tuple[int, int, int] | None = None,
     mean: tuple[float, ...] | None = None,
@@ -71,7 +74,8 @@ def plan(
         output: file for the plan, which `convert` takes back; None writes nothing.
         force: write over an existing file.
         model, checkpoint, budget, ratio, rank, energy, forms, keep, rank_multiple, calibrate, calibration_images,
-            sensitivity, classes, input_shape, mean, std, random_weights, download, seed, device: as for `convert`.
+            sensitivity, threads, classes, input_shape, mean, std, random_weights, download, seed, device: as for
+            `convert`.
 
     Raises:
         CliError, ConverterError, ModelsError: one sentence each; nothing has been written then.
@@ -101,6 +105,7 @@ def plan(
         calibrate_on=open_calibration(calibrate, network, calibration_images, seed, download=download),
         calibration_images=calibration_images,
         sensitivity=sensitivity_from(sensitivity),
+        threads=threads,
         device=where,
     )
     if target is not None:

@@ -17,11 +17,13 @@ from dprp.converter import (
     calibrate,
     convert,
     evaluate,
+    input_moments,
     plan_ranks,
     survey,
 )
 from dprp.converter import memory as memory_module
 from dprp.converter.batchnorm import divergence, reestimate
+from dprp.converter.convert import low_rank_layers
 
 EXAMPLE = torch.zeros(1, 3, 16, 16)
 
@@ -115,6 +117,17 @@ def test_batch_norm_is_taken_anew_only_where_it_helps(residual: nn.Module) -> No
     same = copy.deepcopy(residual)
     assert not reestimate(same, residual, images[:30])
     assert torch.equal(same.norm.running_mean, residual.norm.running_mean)
+
+
+def test_input_moments_are_those_of_the_low_rank_layers(residual: nn.Module) -> None:
+    images = torch.randn(20, 3, 16, 16)
+    new = convert(residual, plan_ranks(survey(residual, EXAMPLE), RankRatio(0.3), forms=[Form.CHANNEL]))
+    found = input_moments(new, images)
+    assert {name for name, _ in found} == set(low_rank_layers(new))
+    columns = nn.functional.unfold(images, 3, padding=1).transpose(0, 1).reshape(27, -1)
+    second = columns @ columns.T / columns.shape[1]
+    torch.testing.assert_close(found["stem", Form.CHANNEL], second, rtol=1e-2, atol=1e-3)
+    assert not any(module._forward_pre_hooks for module in new.modules())
 
 
 def test_a_layer_without_the_images_in_front_is_named() -> None:

@@ -227,7 +227,7 @@ def test_weights_that_are_not_finite_are_named(residual: nn.Module) -> None:
         ("macs=0", r"budget macs=0 is not in \(0, 1\]; give the part to keep, for example macs=0.5"),
         ("macs=1.5", r"budget macs=1\.5 is not in \(0, 1\]"),
         ("params=nan", r"budget params=nan is not in \(0, 1\]"),
-        ("flops=0.5", r"budget 'flops=0\.5' is not UNIT=FRACTION with unit macs or params"),
+        ("flops=0.5", r"budget 'flops=0\.5' is not UNIT=FRACTION with unit macs, params or latency"),
         ("0.5", r"budget '0\.5' is not UNIT=FRACTION"),
         ("macs=half", r"budget 'macs=half': 'half' is not a number"),
     ],

@@ -1,0 +1,60 @@
+"""Second moments of what low-rank layers see, for cuts that lose the least of their outputs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .calibrate import RIDGE, Moments
+from .convert import low_rank_layers
+from .decompose import regularised
+from .evaluate import device_of
+from .forms import Form, matrix_size
+from .layers import LowRank
+from .memory import images_in_memory
+from .moments import pair_moments
+from .sequential import LARGEST_MOMENT
+from .survey import evaluating
+
+_IMAGES = 512
+
+
+@torch.no_grad()
+def input_moments(model: nn.Module, images: Tensor) -> Moments:
+    """Measures E[x x^T] in front of each low-rank layer, in one forward pass.
+
+    Args:
+        model: a converted network.
+        images: (N, ...) calibration inputs, of which at most 512 are used.
+
+    Returns:
+        Moments (columns, columns) in float32 on the CPU, by layer and form, regularised; layers with more than 6144
+        columns are left out, and cut by their weights alone.
+    """
+    layers = low_rank_layers(model)
+    found: dict[tuple[str, Form], Tensor] = {}
+
+    def measure(name: str, layer: LowRank) -> Callable[..., None]:
+        def hook(_module: nn.Module, inputs: tuple[Any, ...]) -> None:
+            if (name, layer.form) not in found:  # a shared module's first call stands for all
+                moment = pair_moments(inputs[0], inputs[0], layer.shape, layer.form).second
+                found[name, layer.form] = regularised(moment, RIDGE).float().cpu()
+
+        return hook
+
+    handles = [
+        layer.register_forward_pre_hook(measure(name, layer))
+        for name, layer in layers.items()
+        if matrix_size(layer.shape, layer.form)[1] <= LARGEST_MOMENT
+    ]
+    try:
+        with evaluating(model):
+            few = images_in_memory([layer.shape for layer in layers.values()], min(_IMAGES, len(images)))
+            model(images[:few].to(device_of(model)))
+    finally:
+        for handle in handles:
+            handle.remove()
+    return found
