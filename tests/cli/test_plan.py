@@ -70,3 +70,17 @@ def test_plan_file_reads_as_a_plan(dprp: Any, tmp_path: Path) -> None:
     file = tmp_path / "plan.json"
     dprp("plan", "digits_cnn", "--random-weights", "--ratio", 0.25, "-o", file)
     assert Plan.from_json(file.read_text()).factored
+
+
+def test_a_latency_plan_from_real_times(dprp: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    options = ("digits_cnn", "--checkpoint", DIGITS_WEIGHTS, "--budget", "latency=0.8")
+    told = dprp("plan", *options, "--json").json()
+    assert 0 < told["ms"]["compressed"] <= 0.8 * told["ms"]["dense"]
+    assert told["layers"]
+    (cached,) = (tmp_path / "cache" / "dprp" / "latency").iterdir()
+    before = cached.read_bytes()
+    assert " ms " in dprp("plan", *options).out
+    assert cached.read_bytes() == before  # nothing was measured again
+    run = dprp("finetune", "gone.safetensors", "--data", "digits", "--epochs", 1, "-o", tmp_path / "o.safetensors")
+    assert run.code == 2
