@@ -25,6 +25,7 @@ from .decompose import decompose, regularised
 from .forms import Form, forms_for, matricise, matrix_size, rebuild
 from .moments import pair_moments
 from .sequential import LARGEST_MOMENT
+from .shapes import LayerShape
 from .survey import Layer, Survey, evaluating
 
 _POINTS = 4
@@ -149,6 +150,6 @@ def _read(curve: list[tuple[float, float]], lost: np.ndarray[Any, np.dtype[np.fl
     return np.where(lost > _FLOOR, np.exp(nats), 0.0)
 
 
-def _shape(layer: Layer) -> Any:
+def _shape(layer: Layer) -> LayerShape:
     assert layer.shape is not None
     return layer.shape
