@@ -123,7 +123,7 @@ def test_budget_out_of_range(refused: Refused, unit: str, part: str) -> None:
 @pytest.mark.parametrize(
     ("budget", "says"),
     [
-        ("flops=0.5", "'flops=0.5' is not UNIT=FRACTION with unit macs or params"),
+        ("flops=0.5", "'flops=0.5' is not UNIT=FRACTION with unit macs, params or latency"),
         ("0.5", "'0.5' is not UNIT=FRACTION"),
         ("macs=half", "'half' is not a number"),
     ],
