@@ -15,7 +15,8 @@ from .evaluate import device_of
 from .forms import Form, forms_for, matricise, matrix_size
 from .memory import images_in_memory
 from .moments import pair_moments
-from .survey import Layer, Survey, evaluating
+from .probe import evaluating
+from .survey import Layer, Survey
 
 Moments = Mapping[tuple[str, Form], Tensor]
 """Second moments of what a layer's first factor sees, (columns, columns), by layer name and form."""

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from .errors import ModelError
-from .survey import evaluating
+from .probe import evaluating
 
 Batches = Iterable[tuple[Tensor, Tensor]]
 """Re-iterable (images (N, C, H, W) float, labels (N,) int) pairs, for instance a DataLoader."""

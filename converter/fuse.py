@@ -15,7 +15,7 @@ from torch.overrides import TorchFunctionMode
 from .convert import low_rank_layers, plan_of
 from .errors import ModelError
 from .evaluate import device_of
-from .survey import evaluating
+from .probe import evaluating
 
 BatchNorm = nn.BatchNorm1d | nn.BatchNorm2d
 

@@ -16,8 +16,8 @@ from .forms import Form, matrix_size
 from .layers import LowRank
 from .memory import images_in_memory
 from .moments import pair_moments
+from .probe import evaluating
 from .sequential import LARGEST_MOMENT
-from .survey import evaluating
 
 _IMAGES = 512
 

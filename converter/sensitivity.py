@@ -24,9 +24,10 @@ from .costs import break_even_rank
 from .decompose import decompose, regularised
 from .forms import Form, forms_for, matricise, matrix_size, rebuild
 from .moments import pair_moments
+from .probe import evaluating
 from .sequential import LARGEST_MOMENT
 from .shapes import LayerShape
-from .survey import Layer, Survey, evaluating
+from .survey import Layer, Survey
 
 _POINTS = 4
 """Ranks tried for each layer."""

@@ -26,7 +26,7 @@ from .layers import LowRank, low_rank
 from .memory import images_in_memory
 from .moments import PairMoments, pair_moments
 from .plan import LayerPlan, Plan
-from .survey import evaluating
+from .probe import evaluating
 
 LARGEST_MOMENT = 6144
 """Columns of the largest moment made: a float64 matrix of 300 MB. Larger layers are cut without data."""

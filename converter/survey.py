@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,17 +19,9 @@ from .costs import break_even_rank
 from .errors import ModelError
 from .forms import Form, forms_for, full_rank
 from .layers import LowRank
-from .shapes import LayerShape, Map, shape_of
+from .probe import CONVOLUTIONS, Call, probe
+from .shapes import LayerShape, shape_of
 from .tables import table
-
-_CONVOLUTIONS = (
-    nn.Conv1d,
-    nn.Conv2d,
-    nn.Conv3d,
-    nn.ConvTranspose1d,
-    nn.ConvTranspose2d,
-    nn.ConvTranspose3d,
-)
 
 
 @dataclass(frozen=True)
@@ -155,12 +146,12 @@ def survey(model: nn.Module, example: Tensor) -> Survey:
     names: defaultdict[nn.Module, list[str]] = defaultdict(list)
     for name, module in model.named_modules(remove_duplicate=False):
         names[module].append(name)
-    calls = _probe(model, example)
+    calls = probe(model, example)
     owners: defaultdict[int, set[nn.Module]] = defaultdict(set)
     for module in names:
         for parameter in module.parameters(recurse=False):
             owners[id(parameter)].add(module)
-    found = [m for m in names if isinstance(m, (*_CONVOLUTIONS, nn.Linear, LowRank))]
+    found = [m for m in names if isinstance(m, (*CONVOLUTIONS, nn.Linear, LowRank))]
     order = {module: place for place, module in enumerate(calls)}
     found.sort(key=lambda module: order.get(module, len(order)))
     layers = []
@@ -189,68 +180,7 @@ def survey(model: nn.Module, example: Tensor) -> Survey:
     )
 
 
-@dataclass(frozen=True)
-class _Call:
-    maps: tuple[Map, ...]
-    macs: int
-
-
-def _probe(model: nn.Module, example: Tensor) -> dict[nn.Module, list[_Call]]:
-    """Calls of each layer in one forward pass, in order of first call."""
-    samples = example.shape[0] if example.dim() else 0
-    if samples < 1:
-        raise ModelError(f"the example input has shape {tuple(example.shape)}; give at least one sample (N, ...)")
-    calls: dict[nn.Module, list[_Call]] = {}
-
-    def record(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
-        if inputs and isinstance(inputs[0], Tensor) and isinstance(output, Tensor):
-            calls.setdefault(module, []).append(_call(module, inputs[0], output, samples))
-
-    layers = [m for m in model.modules() if isinstance(m, (*_CONVOLUTIONS, nn.Linear, LowRank))]
-    handles = [layer.register_forward_hook(record) for layer in layers]
-    try:
-        with evaluating(model), torch.no_grad():
-            model(example)
-    except (RuntimeError, TypeError, ValueError, IndexError, AssertionError) as error:
-        first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ModelError(
-            f"the model cannot take an input of shape {tuple(example.shape)} ({first_line}); give the shape it "
-            "was made for (--input CxHxW)"
-        ) from error
-    finally:
-        for handle in handles:
-            handle.remove()
-    return calls
-
-
-def _call(module: nn.Module, given: Tensor, made: Tensor, samples: int) -> _Call:
-    if isinstance(module, LowRank):
-        dense = _maps(given, made, samples, spatial=module.shape.kind == "conv2d")
-        shape = module.shape.with_calls(dense)
-        first, second = module.factor_shapes_on(shape)
-        return _Call(dense, first.macs + second.macs)
-    if isinstance(module, nn.Linear):
-        return _Call(_maps(given, made, samples, spatial=False), made.numel() * module.in_features // samples)
-    weight = module.weight
-    assert isinstance(weight, Tensor)
-    transposed = isinstance(module, (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d))
-    # Each input pixel of a transposed convolution, each output pixel of a plain one, meets one filter.
-    macs = (given if transposed else made).numel() * weight[0].numel() // samples
-    spatial = isinstance(module, nn.Conv2d)
-    return _Call(_maps(given, made, samples, spatial=True) if spatial else (), macs)
-
-
-def _maps(given: Tensor, made: Tensor, samples: int, *, spatial: bool) -> tuple[Map, ...]:
-    if not spatial:
-        rows = made.numel() // made.shape[-1] // samples
-        return (Map(1, rows, 1, rows),)
-    one = Map(given.shape[-2], given.shape[-1], made.shape[-2], made.shape[-1])
-    # A model may fold time or windows into the batch: then one sample makes several maps.
-    repeats = max(1, (made.shape[0] if made.dim() == 4 else 1) // samples)
-    return (one,) * repeats
-
-
-def _shape(module: nn.Module, calls: list[_Call]) -> LayerShape | None:
+def _shape(module: nn.Module, calls: list[Call]) -> LayerShape | None:
     maps = tuple(m for call in calls for m in call.maps)
     if isinstance(module, LowRank):
         return module.shape.with_calls(maps)
@@ -302,15 +232,3 @@ def _refuse_wrappers(model: nn.Module) -> None:
 
 def _lazy(parameter: nn.Parameter) -> bool:
     return isinstance(parameter, nn.parameter.UninitializedParameter)
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Eval mode inside, each module's own mode again afterwards."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, mode in modes:
-            module.training = mode

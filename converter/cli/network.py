@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from ...models import Preprocess, build, info, load_weights, preprocess_for
 from ..checkpoint import Source, load_compressed
-from ..survey import evaluating, survey
+from ..probe import evaluating
+from ..survey import survey
 from .errors import CliError
 
 _PICKLES = (".pth", ".th", ".pt", ".ckpt", ".bin")
