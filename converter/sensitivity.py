@@ -21,7 +21,7 @@ from torch.nn import functional as F
 
 from .calibrate import RIDGE, Calibration, Energies
 from .costs import break_even_rank
-from .decompose import decompose, regularised
+from .decompose import best_fits, regularised
 from .forms import Form, forms_for, matricise, matrix_size, rebuild
 from .moments import pair_moments
 from .probe import evaluating
@@ -110,10 +110,10 @@ def _curve(
     moment = _moment(model, module, images, layer, form)
     matrix = matricise(weight, shape, form)
     points = []
-    for part in range(1, _POINTS + 1):
-        rank = max(1, round(most * part / (_POINTS + 0.5)))
-        kept = weight.clone()
-        weight.copy_(rebuild(decompose(matrix, rank, moment).product(), shape, form).reshape(weight.shape))
+    ranks = sorted({max(1, round(most * part / (_POINTS + 0.5))) for part in range(1, _POINTS + 1)})
+    kept = weight.clone()
+    for rank, fit in zip(ranks, best_fits(matrix, ranks, moment), strict=True):
+        weight.copy_(rebuild(fit, shape, form).reshape(weight.shape))
         answers = F.log_softmax(model(images).float(), -1)
         weight.copy_(kept)
         rows = max(1, answers.numel() // answers.shape[-1])

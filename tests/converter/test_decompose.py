@@ -8,7 +8,15 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from dprp.converter import decompose
-from dprp.converter.decompose import Factors, factor_tail_energies, recut, regularised, tail_energies, true_svd
+from dprp.converter.decompose import (
+    Factors,
+    best_fits,
+    factor_tail_energies,
+    recut,
+    regularised,
+    tail_energies,
+    true_svd,
+)
 from dprp.converter.moments import PairMoments
 from dprp.converter.sequential import fitted
 
@@ -94,6 +102,14 @@ def test_recut_keeps_the_product_or_cuts_it_best(problem: tuple[Tensor, Tensor |
     torch.testing.assert_close(error, tail_energies(product, moment)[rank], rtol=1e-5, atol=scale * 1e-8 + 1e-12)
     energies = factor_tail_energies(tangled, moment)
     torch.testing.assert_close(energies, tail_energies(product, moment), rtol=1e-6, atol=scale * 1e-8)
+
+
+@given(problems())
+@settings(max_examples=60, deadline=None)
+def test_several_fits_at_once_are_the_single_ones(problem: tuple[Tensor, Tensor | None, int]) -> None:
+    matrix, moment, rank = problem
+    for wanted, fit in zip((rank, 1), best_fits(matrix, (rank, 1), moment), strict=True):
+        torch.testing.assert_close(fit, decompose(matrix, wanted, moment).product(), rtol=1e-6, atol=1e-7)
 
 
 def test_true_svd_of_a_product() -> None:
