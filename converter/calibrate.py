@@ -16,6 +16,7 @@ from .forms import Form, forms_for, matricise, matrix_size
 from .memory import images_in_memory
 from .moments import pair_moments
 from .probe import evaluating
+from .shapes import LayerShape
 from .survey import Layer, Survey
 
 Moments = Mapping[tuple[str, Form], Tensor]
@@ -79,10 +80,11 @@ def calibrate(
     energies: dict[tuple[str, Form], Tensor] = {}
 
     def measure(layer: Layer) -> Callable[..., None]:
-        def hook(_module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
+        def hook(module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
+            assert module.bias is None or isinstance(module.bias, Tensor)
             # A shared module's first call stands for all.
             if not any((layer.name, form) in energies for form in Form):
-                energies.update(_layer_energies(layer, inputs[0], output))
+                energies.update(_layer_energies(layer, inputs[0], output, module.bias))
                 if on_layer is not None:
                     on_layer(layer.name)
 
@@ -114,7 +116,7 @@ def _gather(batches: Tensor | Iterable[Tensor | tuple[Tensor, ...]], images: int
     return torch.cat(parts)
 
 
-def _layer_energies(layer: Layer, x: Tensor, y: Tensor) -> dict[tuple[str, Form], Tensor]:
+def _layer_energies(layer: Layer, x: Tensor, y: Tensor, bias: Tensor | None) -> dict[tuple[str, Form], Tensor]:
     assert layer.shape is not None
     assert layer.weight is not None
     found = {}
@@ -123,7 +125,7 @@ def _layer_energies(layer: Layer, x: Tensor, y: Tensor) -> dict[tuple[str, Form]
         matrix = matricise(layer.weight, layer.shape, form)
         if form is Form.CHANNEL and rows <= columns:
             # The error of the best fit is the tail of the output's own second moment, which is far smaller.
-            energy = _moment_tail(_outputs(y, layer))
+            energy = _moment_tail(_products(y, layer.shape, bias))
         else:
             moment = pair_moments(x, x, layer.shape, form).second
             energy = tail_energies(matrix, regularised(moment, RIDGE))
@@ -131,14 +133,22 @@ def _layer_energies(layer: Layer, x: Tensor, y: Tensor) -> dict[tuple[str, Form]
     return found
 
 
-def _outputs(y: Tensor, layer: Layer) -> Tensor:
-    """(groups, outputs / groups, samples) without the bias."""
-    assert layer.shape is not None
-    flat = y.mT.reshape(1, y.shape[-1], -1) if layer.shape.kind == "linear" else y.transpose(0, 1)
-    return flat.reshape(layer.shape.groups, layer.shape.outputs // layer.shape.groups, -1)
+def _products(y: Tensor, shape: LayerShape, bias: Tensor | None) -> Tensor:
+    """Outputs without the bias, W x: (groups, outputs / groups, samples) float32.
+
+    Args:
+        y: (N, outputs, H, W) or (outputs, H, W); (..., outputs) for a linear layer.
+        bias: (outputs,) or None.
+    """
+    if shape.kind == "linear":
+        columns = y.reshape(-1, shape.outputs).mT
+    else:
+        columns = (y if y.dim() == 4 else y.unsqueeze(0)).transpose(0, 1).reshape(shape.outputs, -1)
+    columns = columns.float() if bias is None else columns.float() - bias.float().unsqueeze(-1)
+    return columns.reshape(shape.groups, shape.outputs // shape.groups, -1)
 
 
-def _moment_tail(outputs: Tensor) -> Tensor:
-    second = (outputs @ outputs.mT).double() / max(1, outputs.shape[-1])
+def _moment_tail(products: Tensor) -> Tensor:
+    second = (products @ products.mT).double() / max(1, products.shape[-1])
     squares = torch.linalg.eigvalsh(second).clamp_min(0).sum(0)
     return torch.cat([squares.new_zeros(1), squares.cumsum(0)]).flip(0)

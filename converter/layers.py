@@ -15,6 +15,9 @@ from .shapes import LayerShape
 # Two thin convolutions move more memory per MAC than one: on CPU and GPU alike they win only well below par.
 _TWO_STEPS_PAY_BELOW = 0.5
 
+# The gradient of sqrt(s) has no value at 0, and a square root of this much is still a number in half precision.
+_SMALLEST_ROOT = 1e-6
+
 
 class LowRank(nn.Module):
     """A layer whose weight is u diag(s) v.
@@ -77,9 +80,12 @@ class LowRank(nn.Module):
         return factor_shapes(shape, self.form, self.rank)
 
     def kernels(self) -> tuple[Tensor, Tensor]:
-        """Kernels of the two layers, the scale split evenly: v' = sqrt|s| v, u' = u sign(s) sqrt|s|."""
-        root = self.s.abs().sqrt()
-        u = self.u * (root * self.s.sign()).unsqueeze(-2)
+        """Kernels of the two layers, the scale split evenly: v' = root v, u' = u s / root, root = sqrt|s|.
+
+        The root is a constant to autograd: it cancels in the product, so that gradients are exact, at s = 0 too.
+        """
+        root = self.s.detach().abs().sqrt().clamp_min(_SMALLEST_ROOT)
+        u = self.u * (self.s / root).unsqueeze(-2)
         return factor_weights(u, root.unsqueeze(-1) * self.v, self.shape, self.form)
 
     def fuse(self) -> nn.Module:

@@ -12,10 +12,10 @@ from .allocate import Choice, allocate
 from .calibrate import Moments
 from .convert import low_rank_layers
 from .costs import Unit, factored_cost
-from .decompose import Factors, factor_tail_energies, recut
+from .decompose import Factors, factor_tail_energies, recut, true_svd
 from .errors import BudgetError
 from .layers import LowRank
-from .optimizer_state import replace_parameter
+from .optimizer_state import replace_factors
 from .plan import Plan
 from .planner import rank_steps
 from .policies import Budget
@@ -153,16 +153,53 @@ def cut_layer(layer: LowRank, rank: int, moment: Tensor | None, optimizer: torch
     """Cuts one layer to a rank; at its own rank only makes the factors a true SVD again."""
     old = Factors(*(part.detach().double() for part in layer.factors))
     new = recut(old, rank, moment)
-    # How the new directions are made of the old ones: u' = u to_u, v' = to_v v.
-    to_u = torch.linalg.pinv(old.u) @ new.u
-    to_v = new.v @ torch.linalg.pinv(old.v)
-    rules = {
-        "u": lambda state, power: state @ to_u**power,
-        "v": lambda state, power: to_v**power @ state,
-        "s": lambda state, power: torch.einsum("...ij,...i,...ji->...j", to_u**power, state, to_v**power),
-    }
-    for name, value in zip(("u", "s", "v"), (new.u, new.s, new.v), strict=True):
-        parameter = getattr(layer, name)
-        fresh = torch.nn.Parameter(value.to(parameter.dtype).contiguous(), parameter.requires_grad)
-        replace_parameter(optimizer, parameter, fresh, rules[name])
-        setattr(layer, name, fresh)
+    held = (layer.u, layer.s, layer.v)
+    layer.u, layer.s, layer.v = (
+        torch.nn.Parameter(value.to(parameter.dtype).contiguous(), parameter.requires_grad)
+        for value, parameter in zip(new, held, strict=True)
+    )
+    replace_factors(optimizer, held, (layer.u, layer.s, layer.v), _StateMap(old, new))
+
+
+class _StateMap:
+    """How averages of the gradients of u, s and v become those of u', s' and v'.
+
+    All three are views of one gradient, G of the dense matrix M = u diag(s) v:
+
+        of u  G v^T diag(s)        of s  diag(u^T G v^T)        of v  diag(s) u^T G
+
+    and the new factors lie in the span of the old ones, so that their views follow from these. The core u^T G v^T is
+    known on its diagonal from s, and beside it twice, from u divided by s_j and from v divided by s_i: both are
+    used, each weighed by what it was divided by.
+    """
+
+    def __init__(self, old: Factors, new: Factors) -> None:
+        self._old, self._new = old, new
+        # u' = u to_u, v' = to_v v
+        self._to_u = torch.linalg.pinv(old.u) @ new.u
+        self._to_v = new.v @ torch.linalg.pinv(old.v)
+
+    def __call__(self, state: Factors, power: int) -> Factors:
+        if power == 2:
+            to_u, to_v = self._to_u.square(), self._to_v.square()
+            return Factors(
+                state.u @ to_u, torch.einsum("...ij,...i,...ji->...j", to_u, state.s, to_v), to_v @ state.v
+            )
+        old, new = self._old, self._new
+        from_u, from_v = old.u.mT @ state.u, state.v @ old.v.mT
+        rows, columns = old.s.unsqueeze(-1), old.s.unsqueeze(-2)
+        core = (columns * from_u + rows * from_v) / (rows.square() + columns.square()).clamp_min(1e-30)
+        core = core - torch.diag_embed(core.diagonal(dim1=-2, dim2=-1)) + torch.diag_embed(state.s)
+        # v' may lean to directions that matter more to the inputs: there diag(s') u'^T G is no rotation of v's view.
+        exact = true_svd(old.u * columns, old.v)
+        lean = (new.u.mT @ exact.u) * new.s.unsqueeze(-1) / _floored(exact.s).unsqueeze(-2)
+        return Factors(
+            state.u @ (old.u.mT @ new.u),
+            torch.einsum("...ij,...ik,...jk->...j", self._to_u, core, self._to_v),
+            lean @ (exact.v @ old.v.mT) @ state.v,
+        )
+
+
+def _floored(s: Tensor) -> Tensor:
+    """Singular values to divide by."""
+    return s.clamp_min(1e-30).maximum(1e-6 * s.amax(-1, keepdim=True))

@@ -21,7 +21,7 @@ def _run(*arguments: object, cwd: Path) -> subprocess.CompletedProcess[str]:
         cwd=cwd,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=1200,
         check=False,
         env={**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "40"},
     )

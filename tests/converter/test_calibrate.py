@@ -48,6 +48,24 @@ def test_predicted_error_is_the_measured_one(form: Form) -> None:
     assert measured == pytest.approx(predicted, rel=0.02) if form is Form.CHANNEL else measured < 3 * predicted + 0.02
 
 
+@pytest.mark.parametrize("shape", [(40, 24), (8, 5, 24), (4, 2, 5, 24)])
+@pytest.mark.parametrize("bias", [0.0, 10.0])
+def test_a_dense_layer_of_rank_4_loses_nothing_at_rank_4(shape: tuple[int, ...], bias: float) -> None:
+    """Whatever axes lie before the features, and whatever constant is added."""
+    torch.manual_seed(2)
+    layer = nn.Linear(24, 16)
+    with torch.no_grad():
+        layer.weight.copy_(torch.randn(16, 4) @ torch.randn(4, 24))
+        layer.bias.fill_(bias)
+    x = torch.randn(shape)
+    model = nn.Sequential(layer).eval()
+    energies = calibrate(model, survey(model, x[:1]), x).energies["0", Form.CHANNEL]
+    product = x.flatten(0, -2) @ layer.weight.mT
+    torch.testing.assert_close(energies[0], product.double().square().mean(0).sum(), rtol=1e-4, atol=0)
+    assert float(energies[3]) > 1e-2 * float(energies[0])
+    assert float(energies[4]) < 1e-5 * float(energies[0])
+
+
 def test_full_rank_stays_the_same_function_with_images(residual: nn.Module) -> None:
     images = torch.randn(40, 3, 16, 16)
     layers = survey(residual, EXAMPLE)

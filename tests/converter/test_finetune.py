@@ -218,6 +218,62 @@ def test_state_goes_with_its_directions(kind: type[torch.optim.Optimizer]) -> No
                 torch.testing.assert_close(value.abs(), old[name][key][kept].abs(), rtol=1e-3, atol=1e-6)
 
 
+@pytest.mark.parametrize(("steps", "error"), [(1, 1e-6), (12, 0.1)])
+@pytest.mark.parametrize("weighed", [False, True])
+@pytest.mark.parametrize("groups", [1, 2])
+def test_momentum_after_a_cut_is_that_of_the_dense_gradient(
+    groups: int, weighed: bool, steps: int, error: float
+) -> None:
+    """Momenta of u, s and v are views of the dense weight's, after a cut too: exactly for one gradient, and as
+    nearly as the factors stood still for several."""
+    torch.manual_seed(5)
+    layer = layer_of_rank(6, groups).double()
+    with torch.no_grad():  # far from a true SVD, as training leaves it
+        mixed = torch.eye(6) + 0.3 * torch.randn(6, 6)
+        layer.v.copy_(torch.linalg.solve(mixed.double(), layer.v))
+        layer.u.copy_(layer.u * layer.s.unsqueeze(-2) @ mixed.double() / layer.s.unsqueeze(-2))
+    decay = 0.9
+    optimizer = torch.optim.SGD(layer.parameters(), lr=1e-5, momentum=decay)
+    x, y = torch.randn(16, 8, 6, 6, dtype=torch.float64), torch.randn(16, 12, 4, 4, dtype=torch.float64)
+    dense = torch.zeros(layer.shape.weight, dtype=torch.float64)
+    for step in range(steps):
+        weight = layer.weight.detach().requires_grad_()
+        torch.nn.functional.conv2d(x, weight, groups=groups).sub(y).square().sum().div(50).backward()
+        assert weight.grad is not None
+        dense = decay * dense + weight.grad
+        optimizer.zero_grad()
+        layer(x).sub(y).square().sum().div(50).backward()
+        if step == steps - 1:
+            optimizer.param_groups[0]["lr"] = 0.0  # the last gradient is one of these very factors
+        optimizer.step()
+    columns = layer.v.shape[-1]
+    root = torch.randn(columns, columns, dtype=torch.float64)
+    moment = root @ root.mT + torch.eye(columns, dtype=torch.float64)
+    cut_layer(layer, 4, moment if weighed else None, optimizer)
+    matrix = matricise(dense, layer.shape, Form.CHANNEL)
+    wanted = {
+        "u": matrix @ layer.v.mT * layer.s.unsqueeze(-2),
+        "s": torch.diagonal(layer.u.mT @ matrix @ layer.v.mT, dim1=-2, dim2=-1),
+        "v": layer.s.unsqueeze(-1) * (layer.u.mT @ matrix),
+    }
+    for name, view in wanted.items():
+        carried = optimizer.state[getattr(layer, name)]["momentum_buffer"]
+        assert float((carried - view).detach().norm() / view.detach().norm()) < error, name
+
+
+def test_a_zero_singular_value_has_the_gradients_of_the_dense_weight() -> None:
+    layer = layer_of_rank(6)
+    with torch.no_grad():
+        layer.s[2:] = torch.tensor([0.0, -0.5, 1e-9, 0.0])
+    x = torch.randn(64, 8, 6, 6)
+    assert not layer._one_step_is_cheaper(len(x))
+    found = torch.autograd.grad(layer(x).square().sum(), (layer.u, layer.s, layer.v))
+    answers = torch.nn.functional.conv2d(x, layer.weight)
+    wanted = torch.autograd.grad(answers.square().sum(), (layer.u, layer.s, layer.v))
+    for ours, theirs in zip(found, wanted, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-2)
+
+
 def test_the_cut_follows_the_inputs_where_they_are_known() -> None:
     conv = nn.Conv2d(4, 4, 1, bias=False)
     with torch.no_grad():

@@ -27,12 +27,25 @@ from dprp.export import (
     benchmark,
 )
 
-PROC = Path("/proc/self/task")
-needs_proc = pytest.mark.skipif(not PROC.exists(), reason="child processes are listed in /proc")
+
+@pytest.fixture
+def started(monkeypatch: pytest.MonkeyPatch) -> list[subprocess.Popen[str]]:
+    """Every measuring process that the test starts."""
+    from dprp.export import process
+
+    processes: list[subprocess.Popen[str]] = []
+    start = process.WorkerProcess.__init__
+
+    def noted(self: process.WorkerProcess, label: str, timeout_s: float) -> None:
+        start(self, label, timeout_s)
+        processes.append(self._process)
+
+    monkeypatch.setattr(process.WorkerProcess, "__init__", noted)
+    return processes
 
 
-def _children() -> set[str]:
-    return {pid for task in PROC.iterdir() for pid in (task / "children").read_text().split()}
+def _all_gone(processes: list[subprocess.Popen[str]]) -> bool:
+    return all(process.poll() is not None for process in processes)
 
 
 def _squares(path: Path, size: int, count: int, shape: tuple[object, ...] = ("batch",)) -> Path:
@@ -66,18 +79,17 @@ def big(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return _squares(tmp_path_factory.mktemp("big") / "big.onnx", 512, 60)
 
 
-@needs_proc
-def test_figures_of_two_files(small: Path, big: Path) -> None:
-    before = _children()
+def test_figures_of_two_files(small: Path, big: Path, started: list[subprocess.Popen[str]]) -> None:
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 > 200e6, torch.__version__
     result = benchmark([big, small], rounds=6, batch=3)
-    assert _children() <= before
+    assert len(started) == 2
+    assert _all_gone(started)
     slow, fast = result.files
     assert (slow.path, fast.path) == (str(big), str(small))
     assert (slow.size_bytes, fast.size_bytes) == (big.stat().st_size, small.stat().st_size)
-    assert fast.median_ms * 10 < slow.median_ms
     assert slow.speedup == 1.0
-    assert fast.speedup > 10
+    ratios = [a / b for a, b in zip(slow.round_medians_ms, fast.round_medians_ms, strict=True)]
+    assert fast.speedup == pytest.approx(np.median(ratios))
     for file in result.files:
         assert 0 < file.median_ms <= file.p90_ms
         assert file.load_ms > 0
@@ -92,7 +104,6 @@ def test_figures_of_two_files(small: Path, big: Path) -> None:
     )
     assert result.environment.cpu
     assert json.loads(json.dumps(result.to_dict()))["files"][1]["path"] == str(small)
-    assert not result.notes
 
 
 def test_runs_per_round_and_threads_are_kept(small: Path) -> None:
@@ -119,9 +130,9 @@ def test_files_take_turns_in_changing_order(small: Path, big: Path, monkeypatch:
     assert {do for do, _ in asked[:first_round]} == {"load"}  # runs_per_round given: nothing to estimate
 
 
-@needs_proc
-def test_bad_files_are_named_and_no_process_stays(small: Path, tmp_path: Path) -> None:
-    before = _children()
+def test_bad_files_are_named_and_no_process_stays(
+    small: Path, tmp_path: Path, started: list[subprocess.Popen[str]]
+) -> None:
     corrupt = tmp_path / "corrupt.onnx"
     corrupt.write_bytes(b"not a model")
     with pytest.raises(BenchmarkError, match=r"corrupt\.onnx: ONNX Runtime .* cannot load it"):
@@ -134,12 +145,13 @@ def test_bad_files_are_named_and_no_process_stays(small: Path, tmp_path: Path) -
     free = _squares(tmp_path / "free.onnx", 8, 1, ("batch", "height"))
     with pytest.raises(BenchmarkError, match=r"free dimensions other than the batch \(batch, height, 8\)"):
         benchmark([free])
-    assert _children() <= before
+    assert started
+    assert _all_gone(started)
 
 
-@needs_proc
-def test_a_process_that_hangs_or_dies_is_an_error_and_goes(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    before = _children()
+def test_a_process_that_hangs_or_dies_is_an_error_and_goes(
+    small: Path, started: list[subprocess.Popen[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
     with pytest.raises(BenchmarkError, match=r"small\.onnx: no answer from its measuring process within 0\.01 s"):
         benchmark([small], timeout_s=0.01)
 
@@ -155,25 +167,33 @@ def test_a_process_that_hangs_or_dies_is_an_error_and_goes(small: Path, monkeypa
     monkeypatch.setattr(process.WorkerProcess, "ask", killing)
     with pytest.raises(BenchmarkError, match=r"small\.onnx: its measuring process died with exit code -9"):
         benchmark([small])
-    assert _children() <= before
+    assert started
+    assert _all_gone(started)
 
 
-@needs_proc
-def test_interrupt_leaves_no_process(small: Path, big: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_interrupt_leaves_no_process(
+    small: Path, big: Path, started: list[subprocess.Popen[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
     from dprp.export import process
 
-    before = _children()
-    seen: list[set[str]] = []
-
     def interrupted(self: process.WorkerProcess, do: str, **options: Any) -> dict[str, Any]:
-        seen.append(_children() - before)
+        assert len(started) == 2  # both run when the interrupt comes
+        assert all(process.poll() is None for process in started)
         raise KeyboardInterrupt
 
     monkeypatch.setattr(process.WorkerProcess, "ask", interrupted)
     with pytest.raises(KeyboardInterrupt):
         benchmark([small, big])
-    assert len(seen[0]) == 2  # both ran when the interrupt came
-    assert _children() <= before
+    assert _all_gone(started)
+
+
+def _runs(pid: int) -> bool:
+    """Whether a process runs; one that has ended and waits for whoever adopted it does not."""
+    try:
+        os.kill(pid, 0)
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (ProcessLookupError, FileNotFoundError):
+        return not Path("/proc").is_dir()
 
 
 def test_a_worker_ends_with_the_one_that_started_it(small: Path) -> None:
@@ -185,13 +205,11 @@ def test_a_worker_ends_with_the_one_that_started_it(small: Path) -> None:
         "print(worker._process.pid, flush=True)\n"
         "os._exit(0)\n"
     )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     pid = int(done.stdout)
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 120
     while time.monotonic() < deadline:
-        try:
-            os.kill(pid, 0)
-        except ProcessLookupError:
+        if not _runs(pid):
             return
         time.sleep(0.05)
     pytest.fail(f"worker {pid} outlived its parent")
@@ -203,9 +221,7 @@ def test_a_script_without_main_guard_runs_once(small: Path, tmp_path: Path) -> N
         "from dprp.export import benchmark\n"
         f"print('start'); print(benchmark([{str(small)!r}], rounds=1, runs_per_round=1))\n"
     )
-    done = subprocess.run(
-        [sys.executable, "-W", "error", str(script)], capture_output=True, text=True, check=True, timeout=60
-    )
+    done = subprocess.run([sys.executable, "-W", "error", str(script)], capture_output=True, text=True, check=True)
     assert done.stdout.count("start") == 1
     assert "small.onnx" in done.stdout
     assert done.stderr == ""
