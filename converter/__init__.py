@@ -9,6 +9,7 @@ from .errors import (
     BudgetError,
     CheckpointError,
     ConverterError,
+    ConverterWarning,
     LayerError,
     ModelError,
     PlanError,
@@ -16,8 +17,9 @@ from .errors import (
 )
 from .evaluate import Accuracy, evaluate
 from .finetune import FinetuneConfig, OptimizerKind, Step, finetune
+from .fold import fold_batch_norms
 from .forms import Form
-from .fuse import fold_batch_norms, fuse
+from .fuse import fuse
 from .input_moments import input_moments
 from .layer_times import LayerTimes, chains_to_time
 from .layers import LowRank, LowRankConv2d, LowRankLinear
@@ -35,6 +37,7 @@ __all__ = [
     "Calibration",
     "CheckpointError",
     "ConverterError",
+    "ConverterWarning",
     "Energy",
     "Factors",
     "FinetuneConfig",

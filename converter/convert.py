@@ -6,12 +6,13 @@ import copy
 from collections.abc import Callable
 from dataclasses import replace
 
-from torch import nn
+from torch import Tensor, nn
 
 from .batchnorm import reestimate
 from .calibrate import RIDGE, Calibration
 from .decompose import Factors, decompose
 from .errors import PlanError
+from .evaluate import device_of
 from .forms import matricise
 from .layers import LowRank, low_rank
 from .plan import LayerPlan, Plan
@@ -19,6 +20,10 @@ from .sequential import reconstruct
 from .shapes import shape_of
 
 _PLAN = "_dprp_plan"
+_IMAGES = "_dprp_images"
+
+_KEPT_IMAGES = 2
+"""Calibration images that a converted network keeps, for `fuse` to prove its work on."""
 
 
 def convert(
@@ -66,6 +71,8 @@ def convert(
         return low_rank(wanted.shape, wanted.form, typed, layer.bias)
 
     converted = replace_layers(target, plan, factor)
+    if calibration is not None:
+        setattr(converted, _IMAGES, calibration.images[:_KEPT_IMAGES].cpu())
     if calibration is not None and converted is not model:
         reestimate(converted, model, calibration.images)
     return converted
@@ -149,6 +156,21 @@ def plan_of(model: nn.Module) -> Plan:
     if all(plan.factored[name].rank == rank for name, rank in ranks.items()):
         return plan
     return plan.with_ranks(ranks)
+
+
+def images_of(model: nn.Module) -> Tensor | None:
+    """A few of the images that a model was calibrated on, on its device and of its type; None without calibration."""
+    images = getattr(model, _IMAGES, None)
+    if not isinstance(images, Tensor):
+        return None
+    first = next((parameter for parameter in model.parameters() if parameter.is_floating_point()), images)
+    return images.to(first) if images.is_floating_point() else images.to(device_of(model))
+
+
+def forget_plan(model: nn.Module) -> None:
+    """Makes a converted network an ordinary one again, for whoever pickles it; its layers stay as they are."""
+    for mark in (_PLAN, _IMAGES):
+        vars(model).pop(mark, None)
 
 
 def relabel(model: nn.Module, budget: str) -> None:

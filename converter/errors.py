@@ -8,6 +8,8 @@
     ├── CheckpointError  a compressed checkpoint cannot be read or written
     └── TrainingError    fine-tuning cannot start or cannot go on
 
+A ConverterWarning says that less was done than asked, and that the result is right all the same.
+
 Every message is one sentence that names the layer or file, what came, what is allowed and what to do.
 """
 
@@ -38,3 +40,7 @@ class CheckpointError(ConverterError):
 
 class TrainingError(ConverterError):
     """Fine-tuning cannot start or cannot go on."""
+
+
+class ConverterWarning(UserWarning):
+    """Less was done than asked: a layer was left as it was, or fitted without data."""

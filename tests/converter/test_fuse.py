@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import copy
-
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from dprp.converter import (
     Form,
     LowRank,
     MacBudget,
-    ModelError,
     PlanError,
     RankRatio,
+    calibrate,
     convert,
-    fold_batch_norms,
     fuse,
     plan_ranks,
     survey,
@@ -62,54 +59,33 @@ def test_a_model_that_was_never_converted_needs_an_example(residual: nn.Module) 
     assert not any(isinstance(module, nn.BatchNorm2d) for module in fused.modules())
 
 
-class Peek(nn.Module):
-    """A BatchNorm that must not be folded, since the convolution's output is read elsewhere too."""
+def test_the_images_of_the_calibration_prove_the_fold(residual: nn.Module) -> None:
+    """Noise takes one branch here, images the other, in which the norm is another one."""
 
-    def __init__(self, how: str) -> None:
-        super().__init__()
-        self.conv, self.norm, self.how = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), how
-
-    def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
-        y = self.conv(x)
-        if self.how == "sum":
-            return self.norm(y) + y
-        if self.how == "return":
-            return self.norm(y), y
-        if self.how == "twice":
-            return self.norm(self.conv(x)) + self.norm(y)
-        return self.norm(y.relu())
-
-
-@pytest.mark.parametrize("how", ["sum", "return", "twice", "relu"])
-def test_a_norm_whose_input_is_read_elsewhere_stays(how: str) -> None:
-    model = Peek(how).eval()
-    nn.init.normal_(model.norm.running_mean)
-    x = torch.randn(2, 3, 6, 6)
-    wanted = model(x)
-    folded = fold_batch_norms(copy.deepcopy(model), x)
-    assert isinstance(folded.norm, nn.BatchNorm2d)
-    for ours, theirs in zip(folded(x), wanted, strict=True):
-        torch.testing.assert_close(ours, theirs)
-
-
-def test_dense_layers_fold_too_and_control_flow_is_no_obstacle() -> None:
-    class Branching(nn.Module):
+    class TwoNorms(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.dense, self.norm = nn.Linear(5, 7), nn.BatchNorm1d(7)
+            self.conv, self.bright, self.dark = nn.Conv2d(3, 24, 3), nn.BatchNorm2d(24), nn.BatchNorm2d(24)
 
-        def forward(self, x: Tensor) -> Tensor:
-            y = self.norm(self.dense(x))
-            return y if float(y.detach().sum()) > 0 else -y
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            y = self.conv(x)
+            return self.bright(y) if float(x.detach().mean()) > 3 else self.dark(y)
 
-    model = Branching().eval()
-    nn.init.normal_(model.norm.running_mean)
-    x = torch.randn(4, 5)
-    folded = fold_batch_norms(copy.deepcopy(model), x)
-    assert isinstance(folded.norm, nn.Identity)
-    torch.testing.assert_close(folded(x), model(x))
+    model = TwoNorms().eval()
+    nn.init.normal_(model.bright.bias)
+    nn.init.normal_(model.dark.bias)
+    images = torch.rand(6, 3, 12, 12) + 4
+    layers = survey(model, images[:1])
+    new = convert(model, plan_ranks(layers, RankRatio(0.3)), calibration=calibrate(model, layers, images))
+    fused = fuse(new)
+    for x in (images, images - 4):
+        torch.testing.assert_close(fused(x), new(x), rtol=1e-4, atol=1e-4)
+    assert not hasattr(fused, "_dprp_images")
 
 
-def test_training_mode_is_refused() -> None:
-    with pytest.raises(ModelError, match=r"training mode; call model\.eval\(\)"):
-        fold_batch_norms(nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)).train(), torch.zeros(1, 3, 8, 8))
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_networks_of_another_precision_fuse(residual: nn.Module, dtype: torch.dtype) -> None:
+    model = convert(residual, plan_ranks(survey(residual, EXAMPLE), RankRatio(0.2))).to(dtype)
+    fused = fuse(model)
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in fused.modules())
+    assert {parameter.dtype for parameter in fused.parameters()} == {dtype}
