@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .probe import evaluating
+from .running import log_probabilities, run
 
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
@@ -23,6 +24,9 @@ def reestimate(model: nn.Module, dense: nn.Module, images: Tensor, *, batch: int
         images: (N, ...); one in five is held out to judge.
         batch: images a forward pass.
 
+    Raises:
+        ModelError: the network cannot take the images; it is as it was then.
+
     Returns:
         Whether the new statistics were kept.
     """
@@ -33,21 +37,23 @@ def reestimate(model: nn.Module, dense: nn.Module, images: Tensor, *, batch: int
     before = divergence(model, dense, held_out, batch=batch)
     saved = [copy.deepcopy(norm.state_dict()) for norm in norms]
     momenta = [norm.momentum for norm in norms]
-    with evaluating(model):
-        for norm in norms:
-            norm.reset_running_stats()
-            norm.momentum = None  # a plain mean over batches
-            norm.train()
-        for part in torch.split(seen, batch):
-            if len(part) > 1:
-                model(part)
-    for norm, momentum in zip(norms, momenta, strict=True):
-        norm.momentum = momentum
-    if divergence(model, dense, held_out, batch=batch) < before:
-        return True
-    for norm, state in zip(norms, saved, strict=True):
-        norm.load_state_dict(state)
-    return False
+    kept = False
+    try:
+        with evaluating(model):
+            for norm in norms:
+                norm.reset_running_stats()
+                norm.momentum = None  # a plain mean over batches
+                norm.train()
+            for part in torch.split(seen, batch):
+                if len(part) > 1:
+                    run(model, part)
+        kept = divergence(model, dense, held_out, batch=batch) < before
+    finally:
+        for norm, state, momentum in zip(norms, saved, momenta, strict=True):
+            norm.momentum = momentum
+            if not kept:
+                norm.load_state_dict(state)
+    return kept
 
 
 @torch.no_grad()
@@ -55,13 +61,13 @@ def divergence(model: nn.Module, dense: nn.Module, images: Tensor, *, batch: int
     """Mean Kullback-Leibler divergence of the outputs from the dense network's, in nats an image.
 
     Args:
-        model, dense: give (N, classes).
+        model, dense: give (N, classes), or several outputs of which the first is that.
         images: (N, ...).
         batch: images a forward pass.
     """
     total = 0.0
     with evaluating(model), evaluating(dense):
         for part in torch.split(images, batch):
-            ours, wanted = F.log_softmax(model(part).float(), -1), F.log_softmax(dense(part).float(), -1)
+            ours, wanted = log_probabilities(run(model, part)), log_probabilities(run(dense, part))
             total += float(F.kl_div(ours, wanted, log_target=True, reduction="sum"))
     return total / max(1, len(images))

@@ -9,13 +9,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .batch_axis import batch_axes
 from .decompose import regularised, tail_energies
 from .errors import ModelError
 from .evaluate import device_of
 from .forms import Form, forms_for, matricise, matrix_size
 from .memory import images_in_memory
 from .moments import pair_moments
-from .probe import evaluating
+from .probe import evaluating, layer_input
+from .running import named, run
 from .shapes import LayerShape
 from .survey import Layer, Survey
 
@@ -68,7 +70,7 @@ def calibrate(
         activations of 256 images.
 
     Raises:
-        ModelError: no images, or images that are not finite.
+        ModelError: no images, images or weights that are not finite, or images that the model cannot take.
     """
     # More than walk through two networks at once would not be used by the conversion either.
     shapes = [layer.shape for layer in layers]
@@ -76,27 +78,43 @@ def calibrate(
     if not bool(sample.isfinite().all()):
         raise ModelError("the calibration images hold values that are not finite; check the data")
     wanted = {layer.name: layer for layer in layers if layer.reason is None}
+    for layer in wanted.values():
+        assert layer.weight is not None
+        if not bool(layer.weight.isfinite().all()):
+            raise ModelError(f"{layer.name}: its weight holds values that are not finite; repair the checkpoint")
     modules = dict(model.named_modules())
+    axes = batch_axes(model, wanted, sample)
     energies: dict[tuple[str, Form], Tensor] = {}
 
     def measure(layer: Layer) -> Callable[..., None]:
-        def hook(module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
+        def hook(module: nn.Module, inputs: tuple[Any, ...], keywords: dict[str, Any], output: Tensor) -> None:
             assert module.bias is None or isinstance(module.bias, Tensor)
+            given = layer_input(inputs, keywords)
             # A shared module's first call stands for all.
-            if not any((layer.name, form) in energies for form in Form):
-                energies.update(_layer_energies(layer, inputs[0], output, module.bias))
-                if on_layer is not None:
-                    on_layer(layer.name)
+            if given is None or any((layer.name, form) in energies for form in Form):
+                return
+            with named(layer.name, "measuring what it would lose"), torch.autocast(given.device.type, enabled=False):
+                if axes[layer.name] is None:
+                    energies.update(_weight_energies(layer))
+                else:
+                    energies.update(_layer_energies(layer, given, output, module.bias))
+            if on_layer is not None:
+                on_layer(layer.name)
 
         return hook
 
-    handles = [modules[name].register_forward_hook(measure(layer)) for name, layer in wanted.items()]
+    handles = [
+        modules[name].register_forward_hook(measure(layer), with_kwargs=True) for name, layer in wanted.items()
+    ]
     try:
         with evaluating(model):
-            model(sample[: images_in_memory(shapes, PLANNING_IMAGES)])
+            run(model, sample[: images_in_memory(shapes, PLANNING_IMAGES)])
     finally:
         for handle in handles:
             handle.remove()
+    for layer in wanted.values():  # another branch was taken
+        if not any((layer.name, form) in energies for form in Form):
+            energies.update(_weight_energies(layer))
     return Calibration(sample, energies)
 
 
@@ -106,7 +124,17 @@ def _gather(batches: Tensor | Iterable[Tensor | tuple[Tensor, ...]], images: int
     else:
         parts, have = [], 0
         for batch in batches:
-            part = batch if isinstance(batch, Tensor) else batch[0]
+            part = batch[0] if isinstance(batch, (tuple, list)) and batch else batch
+            if not isinstance(part, Tensor):
+                raise ModelError(
+                    f"a calibration batch is a {type(batch).__name__}; give images (N, ...), or tuples whose first "
+                    "element is the images"
+                )
+            if parts and part.shape[1:] != parts[0].shape[1:]:
+                raise ModelError(
+                    f"calibration images have shapes {tuple(parts[0].shape[1:])} and {tuple(part.shape[1:])}; give "
+                    "them one size"
+                )
             parts.append(part[: images - have])
             have += len(parts[-1])
             if have >= images:
@@ -116,9 +144,24 @@ def _gather(batches: Tensor | Iterable[Tensor | tuple[Tensor, ...]], images: int
     return torch.cat(parts)
 
 
+def _weight_energies(layer: Layer) -> dict[tuple[str, Form], Tensor]:
+    """As if every direction of input counted the same: for layers whose input does not carry the images."""
+    assert layer.shape is not None
+    assert layer.weight is not None
+    return {
+        (layer.name, form): tail_energies(matricise(layer.weight, layer.shape, form)).cpu()
+        for form in forms_for(layer.shape)
+    }
+
+
 def _layer_energies(layer: Layer, x: Tensor, y: Tensor, bias: Tensor | None) -> dict[tuple[str, Form], Tensor]:
     assert layer.shape is not None
     assert layer.weight is not None
+    if not bool(x.isfinite().all()) or not bool(y.isfinite().all()):
+        raise ModelError(
+            f"{layer.name}: its inputs or outputs hold values that are not finite on the calibration images; check "
+            "the weights of the layers before it"
+        )
     found = {}
     for form in forms_for(layer.shape):
         rows, columns = matrix_size(layer.shape, form)
@@ -150,5 +193,10 @@ def _products(y: Tensor, shape: LayerShape, bias: Tensor | None) -> Tensor:
 
 def _moment_tail(products: Tensor) -> Tensor:
     second = (products @ products.mT).double() / max(1, products.shape[-1])
+    if not bool(second.isfinite().all()):
+        raise ModelError(
+            f"its outputs are too large to square (largest {float(products.abs().max()):.3g}); scale the images as "
+            "the network was trained on them"
+        )
     squares = torch.linalg.eigvalsh(second).clamp_min(0).sum(0)
     return torch.cat([squares.new_zeros(1), squares.cumsum(0)]).flip(0)

@@ -11,7 +11,7 @@ Loading builds the plain network, makes room for the plan's factors and fills in
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -81,7 +81,8 @@ def save_compressed(model: nn.Module, source: Source, path: str | Path, *, force
         force: write over an existing file.
 
     Raises:
-        CheckpointError: the file exists or cannot be written. Nothing has been changed then.
+        CheckpointError: the file exists or cannot be written, or a weight is not finite. Nothing has been changed
+            then.
         PlanError: the model was not converted.
     """
     path = Path(path)
@@ -91,12 +92,20 @@ def save_compressed(model: nn.Module, source: Source, path: str | Path, *, force
     tensors: dict[str, Tensor] = {}
     tied: dict[str, str] = {}
     first_name: dict[int, str] = {}
+    storages: set[int] = set()
     for name, tensor in model.state_dict(keep_vars=True).items():
+        if not isinstance(tensor, Tensor):
+            raise CheckpointError(f"{path}: {name} is a {type(tensor).__name__}; only tensors can be stored")
         if id(tensor) in first_name:
             tied[name] = first_name[id(tensor)]
-        else:
-            first_name[id(tensor)] = name
-            tensors[name] = tensor.detach().cpu().contiguous()
+            continue
+        first_name[id(tensor)] = name
+        stored = tensor.detach().cpu().contiguous()
+        storage = stored.untyped_storage().data_ptr()
+        # A view of another tensor is stored whole: safetensors takes no memory twice.
+        tensors[name] = stored.clone() if storage in storages else stored
+        storages.add(storage)
+    _check_values(path, model, tensors)
     metadata = {
         "dprp_format": FORMAT_VERSION,
         "source": source.to_json(),
@@ -141,11 +150,29 @@ def load_compressed(path: str | Path, build: Callable[[Source], nn.Module]) -> L
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{path}: does not read as safetensors ({error}); the file is damaged") from error
-    for name, tensor in tensors.items():
-        if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
-            raise CheckpointError(f"{path}: {name} holds values that are not finite; write the file anew")
+    _check_values(path, network, tensors)
     network.load_state_dict(tensors | {name: tensors[stored] for name, stored in tied.items()})
     return Loaded(network.eval(), source, plan)
+
+
+def _check_values(path: Path, network: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Refuses weights and statistics that are not finite; other buffers may hold infinities, as masks do."""
+    statistics = {
+        f"{name}.{kind}" if name else kind
+        for name, module in network.named_modules()
+        if isinstance(module, nn.modules.batchnorm._NormBase)
+        for kind in ("running_mean", "running_var")
+    }
+    trained = {name for name, _ in network.named_parameters(remove_duplicate=False)}
+    for name, tensor in tensors.items():
+        if not tensor.is_floating_point():
+            continue
+        bad = ~tensor.isfinite() if name in trained | statistics else tensor.isnan()
+        if bool(bad.any()):
+            raise CheckpointError(
+                f"{path}: {name} holds values that are not finite; repair the network it came from and write the "
+                "file anew"
+            )
 
 
 def _read_metadata(path: Path, metadata: dict[str, str]) -> tuple[Source, Plan, dict[str, str]]:

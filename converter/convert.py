@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 
+import torch
 from torch import Tensor, nn
 
 from .batchnorm import reestimate
 from .calibrate import RIDGE, Calibration
 from .decompose import Factors, decompose
-from .errors import PlanError
+from .errors import ModelError, PlanError
 from .evaluate import device_of
 from .forms import matricise
 from .layers import LowRank, low_rank
 from .plan import LayerPlan, Plan
+from .probe import evaluating
+from .running import copied, named, run, same_noise
 from .sequential import reconstruct
 from .shapes import shape_of
 
@@ -50,13 +53,16 @@ def convert(
 
     Raises:
         PlanError: the plan does not fit the model. Nothing has been changed then.
-        ModelError: the model cannot take the calibration images. Nothing has been changed then.
+        ModelError: the model cannot take the calibration images, or uses a layer that is out of reach of a
+            replacement. Nothing has been changed then.
     """
     check_fit(model, plan)
     made: dict[str, LowRank] = {}
     if calibration is not None:
         made = reconstruct(model, plan, calibration.images, ridge=RIDGE, on_layer=on_layer)
-    target = model if inplace else copy.deepcopy(model)
+    target = model if inplace else copied(model)
+    # Statistics are judged by the dense network's answers, which has gone by then where it is changed itself.
+    dense = copied(model) if inplace and calibration is not None else model
 
     def factor(name: str, layer: nn.Conv2d | nn.Linear, wanted: LayerPlan) -> LowRank:
         if name in made:
@@ -64,18 +70,81 @@ def convert(
         assert wanted.shape is not None
         assert wanted.form is not None
         assert wanted.rank is not None
-        factors = decompose(matricise(layer.weight.double(), wanted.shape, wanted.form), wanted.rank)
+        with named(name, "its decomposition"):
+            factors = decompose(matricise(layer.weight.double(), wanted.shape, wanted.form), wanted.rank)
         if on_layer is not None:
             on_layer(name)
         typed = Factors(*(part.to(layer.weight.dtype) for part in factors))
         return low_rank(wanted.shape, wanted.form, typed, layer.bias)
 
-    converted = replace_layers(target, plan, factor)
-    if calibration is not None:
-        setattr(converted, _IMAGES, calibration.images[:_KEPT_IMAGES].cpu())
-    if calibration is not None and converted is not model:
-        reestimate(converted, model, calibration.images)
+    example = _example(model, plan, calibration)
+    expected = None if example is None else _layers_that_run(model, tuple(plan.factored), example)
+    with _all_or_nothing(target):
+        converted = replace_layers(target, plan, factor)
+        if example is not None and expected is not None:
+            _check_replacements_run(converted, expected, example)
+        if calibration is not None:
+            setattr(converted, _IMAGES, calibration.images[:_KEPT_IMAGES].cpu())
+            reestimate(converted, dense, calibration.images)
     return converted
+
+
+def _example(model: nn.Module, plan: Plan, calibration: Calibration | None) -> Tensor | None:
+    """An input to run the network on once; None for a model without parameters, whose type nobody knows."""
+    if calibration is not None:
+        return calibration.images[:1]
+    first = next((parameter for parameter in model.parameters() if parameter.is_floating_point()), None)
+    if first is None:
+        return None
+    noise = torch.randn(1, *plan.input_shape, generator=torch.Generator().manual_seed(0))
+    return noise.to(first)
+
+
+def _layers_that_run(model: nn.Module, names: tuple[str, ...], example: Tensor) -> set[str] | None:
+    """Which of these layers run on an input; None where the model does not take it."""
+    ran: set[str] = set()
+    handles = [
+        model.get_submodule(name).register_forward_pre_hook(lambda *_, name=name: ran.add(name)) for name in names
+    ]
+    try:
+        with evaluating(model), torch.no_grad(), same_noise():
+            run(model, example)
+    except ModelError:
+        return None
+    finally:
+        for handle in handles:
+            handle.remove()
+    return ran
+
+
+def _check_replacements_run(model: nn.Module, expected: set[str], example: Tensor) -> None:
+    """Raises ModelError where a layer that ran in the dense network does not run in the converted one."""
+    ran = _layers_that_run(model, tuple(expected), example)
+    if ran is None:
+        with evaluating(model), torch.no_grad():
+            run(model, example)  # says what is wrong
+    missing = sorted(expected - (ran or set()))
+    if missing:
+        raise ModelError(
+            f"{', '.join(missing)}: replaced, but the model goes on using the dense layer, which it keeps outside of "
+            "its modules too (in a list, say); use nn.ModuleList, or keep it dense"
+        )
+
+
+@contextmanager
+def _all_or_nothing(model: nn.Module) -> Iterator[None]:
+    """Puts every module and norm statistic back where something goes wrong inside."""
+    children = [(module, dict(module._modules)) for module in model.modules()]
+    marks = {mark: vars(model)[mark] for mark in (_PLAN, _IMAGES) if mark in vars(model)}
+    try:
+        yield
+    except BaseException:
+        for module, before in children:
+            module._modules.clear()
+            module._modules.update(before)
+        forget_plan(model)
+        vars(model).update(marks)
+        raise
 
 
 def restructure(model: nn.Module, plan: Plan) -> nn.Module:
@@ -139,8 +208,16 @@ def replace_layers(
         if layer in made:
             parent, _, child = name.rpartition(".")
             setattr(by_name[parent], child, made[layer])
-    setattr(model, _PLAN, plan)
+    setattr(model, _PLAN, _on_top(getattr(model, _PLAN, None), plan))
     return model
+
+
+def _on_top(before: Plan | None, plan: Plan) -> Plan:
+    """The plan of a network that was converted before: what either of them factors is factored."""
+    if before is None:
+        return plan
+    layers = tuple(plan.factored.get(layer.name, layer) for layer in before)
+    return replace(before, layers=layers, budget=plan.budget, dense_ms=None, ms=None)
 
 
 def plan_of(model: nn.Module) -> Plan:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from .errors import ModelError
 from .probe import evaluating
+from .running import run
 
 Batches = Iterable[tuple[Tensor, Tensor]]
 """Re-iterable (images (N, C, H, W) float, labels (N,) int) pairs, for instance a DataLoader."""
@@ -41,7 +42,7 @@ def evaluate(model: nn.Module, batches: Batches) -> Accuracy:
     right = images = 0
     with evaluating(model):
         for inputs, labels in batches:
-            outputs = model(inputs.to(device))
+            outputs = run(model, inputs.to(device))
             if not isinstance(outputs, Tensor) or outputs.dim() != 2 or len(outputs) != len(labels):
                 raise ModelError(
                     "the model does not give one row of class scores an image "

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import copy
 import math
-from collections.abc import Callable, Sized
+from collections.abc import Callable, Iterable, Iterator, Sized
 from dataclasses import dataclass
 from enum import Enum
 
@@ -24,6 +23,7 @@ from .losses import RankPenalty, distillation, orthogonality, rank_penalty
 from .policies import Budget
 from .progress import FinetuneBar
 from .prune import Cut, RankPruner, scheduled
+from .running import copied, run, scores_in
 
 
 class OptimizerKind(str, Enum):
@@ -158,6 +158,7 @@ def finetune(
 
     Raises:
         TrainingError: nothing to train, or a loss that is not finite.
+        ModelError: the network cannot take the images.
         BudgetError: the budget cannot be reached by cutting ranks.
     """
     config = config or FinetuneConfig()
@@ -167,7 +168,7 @@ def finetune(
     torch.manual_seed(config.seed)
     AcceleratorState._reset_state()  # a second run in one process may want another precision
     accelerator = Accelerator(cpu=config.cpu, mixed_precision=config.mixed_precision)
-    student = copy.deepcopy(model)
+    student = copied(model)
     layout = torch.channels_last if config.channels_last else torch.contiguous_format
     optimizer = _optimizer(student, config)
     pruner = RankPruner(
@@ -177,26 +178,30 @@ def finetune(
         pruner.check(config.budget)
     wrapped, prepared, loader = accelerator.prepare(student, optimizer, train)
     if teacher is not None and config.distill > 0:
-        teacher = copy.deepcopy(teacher).to(accelerator.device).eval().requires_grad_(False)
+        teacher = copied(teacher).to(accelerator.device).eval().requires_grad_(False)
     steps = config.epochs * len(train)
     prune_steps = max(1, int(config.prune_until * steps))
     start = {unit: plan.fraction(unit) for unit in Unit}
     pressure = _rank_weights(pruner.layers)
+    pruning = (config.budget or config.threshold) is not None
+    normalised = any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in student.modules())
     with FinetuneBar(config.epochs, steps, enabled=progress and accelerator.is_main_process) as bar:
         step = 0
         for epoch in range(1, config.epochs + 1):
             wrapped.train()
-            for images, labels in loader:
+            for images, labels, last in _batches(loader, normalised):
                 step += 1
+                if last and epoch == 1:  # the loader may give fewer batches than its length says
+                    steps = config.epochs * step
+                    prune_steps = max(1, int(config.prune_until * steps))
                 for group in optimizer.param_groups:
-                    group["lr"] = config.learning_rate * _one_cycle((step - 1) / steps, config.warmup)
+                    group["lr"] = config.learning_rate * _one_cycle(min(1.0, (step - 1) / steps), config.warmup)
                 images, labels = images.to(accelerator.device), labels.to(accelerator.device)
                 if images.dim() == 4:
                     images = images.contiguous(memory_format=layout)
-                outputs = wrapped(images)
+                outputs = scores_in(run(wrapped, images))
                 task = _task_loss(outputs, images, labels, teacher, config)
                 upright = orthogonality(pruner.layers.values())
-                pruning = step <= prune_steps and (config.budget or config.threshold) is not None
                 press = rank_penalty(pruner.layers, pressure, config.rank_penalty)
                 loss = task + config.orthogonality * upright + (config.rank if pruning else 0.0) * press
                 if not bool(loss.isfinite()):
@@ -210,11 +215,12 @@ def finetune(
                 prepared.step()
                 prepared.zero_grad(set_to_none=True)
                 cut = None
-                if pruning and (step % config.prune_every == 0 or step == prune_steps):
-                    cut = _cut(pruner, config, start, step / prune_steps)
-                top1 = None
-                if step % len(train) == 0 and evaluate_on is not None:
-                    top1 = evaluate(student, evaluate_on).top1
+                final = last and epoch == config.epochs
+                if pruning and (step % config.prune_every == 0 or step >= prune_steps or final):
+                    done = 1.0 if final else step / prune_steps
+                    cut = _cut(pruner, config, start, done)
+                    pruning = done < 1.0
+                top1 = evaluate(student, evaluate_on).top1 if last and evaluate_on is not None else None
                 now = plan_of(student)
                 event = Step(
                     step,
@@ -233,10 +239,30 @@ def finetune(
                 bar.show(event)
                 if on_step is not None:
                     on_step(event)
+    if step == 0:
+        raise TrainingError("the training data gave no batch of two images or more; give it more images")
+    if pruning:  # the last epochs gave no batch
+        _cut(pruner, config, start, 1.0)
     trained: nn.Module = accelerator.unwrap_model(wrapped)
     if config.budget is not None or config.threshold is not None:
         relabel(trained, f"threshold={config.threshold:g}" if config.budget is None else str(config.budget))
     return trained.cpu().eval()
+
+
+def _batches(loader: Iterable[tuple[Tensor, Tensor]], normalised: bool) -> Iterator[tuple[Tensor, Tensor, bool]]:
+    """Images, labels, and whether they are the last of the epoch.
+
+    A single image that is left over after larger batches is dropped where there are BatchNorms: it has no variance.
+    """
+    waiting, largest = None, 0
+    for images, labels in loader:
+        if normalised and len(images) == 1 and largest > 1:
+            continue
+        if waiting is not None:
+            yield *waiting, False
+        waiting, largest = (images, labels), max(largest, len(images))
+    if waiting is not None:
+        yield *waiting, True
 
 
 def _cut(pruner: RankPruner, config: FinetuneConfig, start: dict[Unit, float], done: float) -> Cut:
@@ -254,7 +280,7 @@ def _task_loss(
     if teacher is None or config.distill == 0:
         return hard
     with torch.no_grad():
-        wanted = teacher(images)
+        wanted = scores_in(run(teacher, images))
     return (1 - config.distill) * hard + config.distill * distillation(outputs, wanted, config.temperature)
 
 

@@ -16,7 +16,8 @@ from .forms import Form, matrix_size
 from .layers import LowRank
 from .memory import images_in_memory
 from .moments import pair_moments
-from .probe import evaluating
+from .probe import evaluating, layer_input
+from .running import named, run
 from .sequential import LARGEST_MOMENT
 
 _IMAGES = 512
@@ -38,22 +39,24 @@ def input_moments(model: nn.Module, images: Tensor) -> Moments:
     found: dict[tuple[str, Form], Tensor] = {}
 
     def measure(name: str, layer: LowRank) -> Callable[..., None]:
-        def hook(_module: nn.Module, inputs: tuple[Any, ...]) -> None:
-            if (name, layer.form) not in found:  # a shared module's first call stands for all
-                moment = pair_moments(inputs[0], inputs[0], layer.shape, layer.form).second
+        def hook(_module: nn.Module, inputs: tuple[Any, ...], keywords: dict[str, Any]) -> None:
+            given = layer_input(inputs, keywords)
+            if given is not None and (name, layer.form) not in found:  # a shared module's first call stands for all
+                with named(name, "measuring its inputs"):
+                    moment = pair_moments(given, given, layer.shape, layer.form).second
                 found[name, layer.form] = regularised(moment, RIDGE).float().cpu()
 
         return hook
 
     handles = [
-        layer.register_forward_pre_hook(measure(name, layer))
+        layer.register_forward_pre_hook(measure(name, layer), with_kwargs=True)
         for name, layer in layers.items()
         if matrix_size(layer.shape, layer.form)[1] <= LARGEST_MOMENT
     ]
     try:
         with evaluating(model):
             few = images_in_memory([layer.shape for layer in layers.values()], min(_IMAGES, len(images)))
-            model(images[:few].to(device_of(model)))
+            run(model, images[:few].to(device_of(model)))
     finally:
         for handle in handles:
             handle.remove()

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from .decompose import Factors
 from .forms import Form, factor_shapes, factor_weights, full_rank, matrix_size, rebuild
+from .plain import ConvFace, LinearFace, fused_pair, plain_layer
 from .shapes import LayerShape
 
 # Two thin convolutions move more memory per MAC than one: on CPU and GPU alike they win only well below par.
@@ -96,7 +97,9 @@ class LowRank(nn.Module):
             if factored >= (self.shape.macs, self.shape.params):  # MACs decide; parameters where these tie
                 return plain_layer(self.shape, self.weight, self.bias)
             inner, outer = self.kernels()
-            return nn.Sequential(plain_layer(first, inner, None), plain_layer(second, outer, self.bias))
+            return fused_pair(
+                self.shape, self.form, plain_layer(first, inner, None), plain_layer(second, outer, self.bias)
+            )
 
     def extra_repr(self) -> str:
         return f"{self.shape.inputs}, {self.shape.outputs}, form={self.form}, rank={self.rank}/{self.full_rank}"
@@ -111,77 +114,33 @@ class LowRank(nn.Module):
         return samples * self.shape.macs * _TWO_STEPS_PAY_BELOW + build < samples * (first.macs + second.macs)
 
 
-class LowRankConv2d(LowRank):
+class LowRankConv2d(ConvFace, LowRank):
     """A low-rank convolution: (N, inputs, H, W) -> (N, outputs, H', W')."""
 
-    @property
-    def in_channels(self) -> int:
-        return self.shape.inputs
-
-    @property
-    def out_channels(self) -> int:
-        return self.shape.outputs
-
-    def forward(self, x: Tensor) -> Tensor:
-        if self._one_step_is_cheaper(x.shape[0] if x.dim() == 4 else 1):
-            return _convolve(x, self.weight, self.bias, self.shape)
+    def forward(self, input: Tensor) -> Tensor:
+        if self._one_step_is_cheaper(input.shape[0] if input.dim() == 4 else 1):
+            return _convolve(input, self.weight, self.bias, self.shape)
         first, second = factor_shapes(self.shape, self.form, self.rank)
         inner, outer = self.kernels()
-        return _convolve(_convolve(x, inner, None, first), outer, self.bias, second)
+        return _convolve(_convolve(input, inner, None, first), outer, self.bias, second)
 
 
-class LowRankLinear(LowRank):
+class LowRankLinear(LinearFace, LowRank):
     """A low-rank dense layer: (..., inputs) -> (..., outputs)."""
-
-    @property
-    def in_features(self) -> int:
-        return self.shape.inputs
-
-    @property
-    def out_features(self) -> int:
-        return self.shape.outputs
 
     @property
     def weight(self) -> Tensor:
         """(outputs, inputs)."""
         return self.factors.product()
 
-    def forward(self, x: Tensor) -> Tensor:
-        return F.linear(F.linear(x, self.v) * self.s, self.u, self.bias)
+    def forward(self, input: Tensor) -> Tensor:
+        return F.linear(F.linear(input, self.v) * self.s, self.u, self.bias)
 
 
 def low_rank(shape: LayerShape, form: Form, factors: Factors, bias: Tensor | None) -> LowRank:
     """The low-rank layer of the right kind."""
     kind = LowRankLinear if shape.kind == "linear" else LowRankConv2d
     return kind(shape, form, factors, bias)
-
-
-def plain_layer(shape: LayerShape, weight: Tensor, bias: Tensor | None) -> nn.Conv2d | nn.Linear:
-    """An `nn.Conv2d` or `nn.Linear` of this geometry with these values."""
-    layer: nn.Conv2d | nn.Linear
-    if shape.kind == "linear":
-        layer = nn.Linear(shape.inputs, shape.outputs, bias is not None, weight.device, weight.dtype)
-        weight = weight.reshape(shape.outputs, shape.inputs)
-    else:
-        layer = nn.Conv2d(
-            shape.inputs,
-            shape.outputs,
-            shape.kernel,
-            shape.stride,
-            # Only padding="same" makes uneven amounts, and it makes the same ones again.
-            (shape.padding.top, shape.padding.left) if shape.padding.even else "same",
-            shape.dilation,
-            shape.groups,
-            bias is not None,
-            shape.padding_mode,  # type: ignore[arg-type]
-            weight.device,
-            weight.dtype,
-        )
-    with torch.no_grad():
-        layer.weight.copy_(weight)
-        if bias is not None and layer.bias is not None:
-            layer.bias.copy_(bias)
-    return layer
 
 
 def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None, shape: LayerShape) -> Tensor:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from .errors import ModelError
 from .forms import Form, factor_shapes
 from .shapes import LayerShape
 
@@ -39,6 +40,9 @@ def pair_moments(x: Tensor, z: Tensor, shape: LayerShape, form: Form) -> PairMom
         x, z: (N, inputs, H, W), or (..., inputs) for a linear layer; the same tensor when there is one network.
         shape, form: the layer and its form; n is the number of columns of its matrix.
 
+    Raises:
+        ModelError: the moments are not finite.
+
     Returns:
         Means over all patches. Products are taken in the inputs' type, sums over chunks in float64.
     """
@@ -47,11 +51,17 @@ def pair_moments(x: Tensor, z: Tensor, shape: LayerShape, form: Form) -> PairMom
     cross = second = torch.zeros((), dtype=torch.float64, device=z.device)
     count = 0
     others = patches(z, first)
-    for ours in patches(x, first):
-        theirs = ours if same else next(others)
-        second = second + (theirs @ theirs.mT).double()
-        cross = second if same else cross + (ours @ theirs.mT).double()
-        count += ours.shape[-1]
+    with torch.autocast(z.device.type, enabled=False):
+        for ours in patches(x, first):
+            theirs = ours if same else next(others)
+            second = second + (theirs @ theirs.mT).double()
+            cross = second if same else cross + (ours @ theirs.mT).double()
+            count += ours.shape[-1]
+    if not bool(second.isfinite().all()):
+        raise ModelError(
+            f"its inputs are not finite, or too large to square (largest {float(z.abs().max()):.3g}); scale the "
+            "images as the network was trained on them"
+        )
     if shape.groups == 1:
         cross, second = cross.squeeze(0), second.squeeze(0)
     return PairMoments(cross / max(1, count), second / max(1, count))
@@ -71,6 +81,8 @@ def patches(x: Tensor, layer: LayerShape) -> Iterator[Tensor]:
         for part in torch.split(rows, max(1, _CHUNK_BYTES // (4 * x.shape[-1]))):
             yield part.float().mT.unsqueeze(0)
         return
+    if x.dim() == 3:  # one image without a batch
+        x = x.unsqueeze(0)
     k_h, k_w = layer.kernel
     images = max(1, _CHUNK_BYTES // (4 * k_h * k_w * max(1, x[:1].numel())))
     for part in torch.split(x, images):

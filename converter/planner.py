@@ -136,9 +136,12 @@ class _Option:
         self.distortions: list[float] = self.errors if distortion is None else distortion.tolist()
         self.full = full_rank(layer.shape, form)
         self.break_even = break_even_rank(layer.shape, form)
+        # Cost is a straight line in the rank.
+        self._base = {unit: factored_cost(layer.shape, form, 0, unit) for unit in Unit}
+        self._slope = {unit: factored_cost(layer.shape, form, 1, unit) - base for unit, base in self._base.items()}
 
     def at(self, rank: int, unit: Unit) -> Choice:
-        return self.timed(rank, factored_cost(self.shape, self.form, rank, unit))
+        return self.timed(rank, self._base[unit] + rank * self._slope[unit])
 
     def timed(self, rank: int, cost: float) -> Choice:
         return Choice(cost, self.distortions[rank], self.form, rank, self.errors[rank])
@@ -237,16 +240,23 @@ def _within(
             assert layer.shape is not None
             costs[layer.name] = dense_cost(layer.shape, unit)
     fixed = total - sum(costs.values())
-    for step in (multiple, 1):
-        tables = [
+
+    def tables(step: int) -> list[list[Choice]]:
+        return [
             [Choice(costs[name], 0.0)]
             + [option.at(r, unit) for option in of_layer for r in rank_steps(option.break_even, step)]
             for name, of_layer in options.items()
         ]
-        found = allocate(tables, limit - fixed)
-        if found is not None:
-            return dict(zip(options, found, strict=True))
-    least = fixed + sum(min(choice.cost for choice in choices) for choices in tables)
+
+    coarse, fine = tables(multiple), tables(1)
+    edge = sum(min(choice.cost for choice in choices) for choices in coarse)
+    # Below the least that multiples can cost, every rank may be used; and just above, that may still be better.
+    found = [allocate(coarse, limit - fixed), allocate(fine, min(limit - fixed, edge - 1))]
+    plans = [plan for plan in found if plan is not None]
+    if plans:
+        best = min(plans, key=lambda plan: sum(choice.distortion for choice in plan))
+        return dict(zip(options, best, strict=True))
+    least = fixed + sum(min(choice.cost for choice in choices) for choices in fine)
     raise BudgetError(
         f"budget {budget} cannot be reached: with every layer at its smallest rank "
         f"{least / total:.3f} of the {unit.label} remain; ask for at least that"

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from .errors import ModelError
 from .layers import LowRank
+from .running import run
 from .shapes import Map
 
 CONVOLUTIONS = (
@@ -31,27 +32,40 @@ class Call:
 
 
 def probe(model: nn.Module, example: Tensor) -> dict[nn.Module, list[Call]]:
-    """Calls of each layer in one forward pass, in order of first call."""
-    samples = example.shape[0] if example.dim() else 0
-    if samples < 1:
+    """Calls of each layer in the forward pass of one sample, in order of first call.
+
+    Only the first sample runs, so that nothing has to be divided by a number of samples: a branch that does not carry
+    the batch, or one call for each sample, counts as what it is. A network that wants several runs on all of them.
+    """
+    if example.dim() < 1 or example.shape[0] < 1:
         raise ModelError(f"the example input has shape {tuple(example.shape)}; give at least one sample (N, ...)")
+    try:
+        return _calls(model, example[:1], 1)
+    except ModelError:
+        if example.shape[0] == 1:
+            raise
+        return _calls(model, example, example.shape[0])
+
+
+def layer_input(inputs: tuple[Any, ...], keywords: dict[str, Any]) -> Tensor | None:
+    """What a layer was called on, by position or as `input=`."""
+    given = inputs[0] if inputs else keywords.get("input")
+    return given if isinstance(given, Tensor) else None
+
+
+def _calls(model: nn.Module, example: Tensor, samples: int) -> dict[nn.Module, list[Call]]:
     calls: dict[nn.Module, list[Call]] = {}
 
-    def record(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
-        if inputs and isinstance(inputs[0], Tensor) and isinstance(output, Tensor):
-            calls.setdefault(module, []).append(_call(module, inputs[0], output, samples))
+    def record(module: nn.Module, inputs: tuple[Any, ...], keywords: dict[str, Any], output: Any) -> None:
+        given = layer_input(inputs, keywords)
+        if given is not None and isinstance(output, Tensor):
+            calls.setdefault(module, []).append(_call(module, given, output, samples))
 
     layers = [m for m in model.modules() if isinstance(m, (*CONVOLUTIONS, nn.Linear, LowRank))]
-    handles = [layer.register_forward_hook(record) for layer in layers]
+    handles = [layer.register_forward_hook(record, with_kwargs=True) for layer in layers]
     try:
         with evaluating(model), torch.no_grad():
-            model(example)
-    except (RuntimeError, TypeError, ValueError, IndexError, AssertionError) as error:
-        first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ModelError(
-            f"the model cannot take an input of shape {tuple(example.shape)} ({first_line}); give the shape it "
-            "was made for (--input CxHxW)"
-        ) from error
+            run(model, example)
     finally:
         for handle in handles:
             handle.remove()
@@ -61,28 +75,28 @@ def probe(model: nn.Module, example: Tensor) -> dict[nn.Module, list[Call]]:
 def _call(module: nn.Module, given: Tensor, made: Tensor, samples: int) -> Call:
     if isinstance(module, LowRank):
         dense = _maps(given, made, samples, spatial=module.shape.kind == "conv2d")
-        shape = module.shape.with_calls(dense)
-        first, second = module.factor_shapes_on(shape)
+        first, second = module.factor_shapes_on(module.shape.with_calls(dense))
         return Call(dense, first.macs + second.macs)
     if isinstance(module, nn.Linear):
-        return Call(_maps(given, made, samples, spatial=False), made.numel() * module.in_features // samples)
+        maps = _maps(given, made, samples, spatial=False)
+        return Call(maps, module.in_features * module.out_features * sum(m.width_out for m in maps))
     weight = module.weight
     assert isinstance(weight, Tensor)
+    if isinstance(module, nn.Conv2d):
+        maps = _maps(given, made, samples, spatial=True)
+        return Call(maps, weight.numel() * sum(m.height_out * m.width_out for m in maps))
     transposed = isinstance(module, (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d))
     # Each input pixel of a transposed convolution, each output pixel of a plain one, meets one filter.
-    macs = (given if transposed else made).numel() * weight[0].numel() // samples
-    spatial = isinstance(module, nn.Conv2d)
-    return Call(_maps(given, made, samples, spatial=True) if spatial else (), macs)
+    return Call((), max(1, (given if transposed else made).numel() // samples) * weight[0].numel())
 
 
 def _maps(given: Tensor, made: Tensor, samples: int, *, spatial: bool) -> tuple[Map, ...]:
     if not spatial:
-        rows = made.numel() // made.shape[-1] // samples
+        rows = max(1, made.numel() // made.shape[-1] // samples)
         return (Map(1, rows, 1, rows),)
     one = Map(given.shape[-2], given.shape[-1], made.shape[-2], made.shape[-1])
     # A model may fold time or windows into the batch: then one sample makes several maps.
-    repeats = max(1, (made.shape[0] if made.dim() == 4 else 1) // samples)
-    return (one,) * repeats
+    return (one,) * max(1, (made.shape[0] if made.dim() == 4 else 1) // samples)
 
 
 @contextmanager

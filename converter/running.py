@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from .errors import ConverterError, ModelError
 
@@ -76,8 +77,10 @@ def named(layer: str, doing: str) -> Iterator[None]:
     """
     try:
         yield
-    except ConverterError:
-        raise
+    except ConverterError as error:
+        if layer in str(error):
+            raise
+        raise type(error)(f"{layer}: {error}") from error
     except (RuntimeError, ValueError) as error:  # torch.linalg.LinAlgError is a RuntimeError
         raise ModelError(
             f"{layer}: {doing} failed ({first_line(error)}); check its weight and its inputs for values that are "
@@ -102,6 +105,12 @@ def scores_in(output: Any) -> Tensor:
     raise ModelError(
         f"the model gives {type(output).__name__} without a tensor of floating point; its outputs cannot be compared"
     )
+
+
+def log_probabilities(output: Any) -> Tensor:
+    """(..., classes) float32 of a network's answer; a map of scores (N, classes, H, W) has its classes in front."""
+    scores = scores_in(output).float()
+    return F.log_softmax(scores.movedim(1, -1) if scores.dim() == 4 else scores, -1)
 
 
 def _walk(value: Any, seen: set[int]) -> Iterator[Tensor]:

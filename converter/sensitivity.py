@@ -8,7 +8,6 @@ and form.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from enum import Enum
 from itertools import pairwise
@@ -24,7 +23,8 @@ from .costs import break_even_rank
 from .decompose import best_fits, regularised
 from .forms import Form, forms_for, matricise, matrix_size, rebuild
 from .moments import pair_moments
-from .probe import evaluating
+from .probe import evaluating, layer_input
+from .running import copied, log_probabilities, named, run
 from .sequential import LARGEST_MOMENT
 from .shapes import LayerShape
 from .survey import Layer, Survey
@@ -62,7 +62,7 @@ def sensitivities(
     """What each layer's loss at each rank costs the network.
 
     Args:
-        model: the dense network; gives (N, classes), or any tensor whose last axis holds scores.
+        model: the dense network; gives (N, classes), or several outputs of which the first is that.
         layers: its survey.
         calibration: of the same model.
         kind: energy (the lost part of the layer's output), kl (divergence of the outputs in nats), or mixed (the
@@ -79,11 +79,12 @@ def sensitivities(
     affordable = int(_MACS / max(1.0, (_POINTS + 1) * len(free) * layers.macs))
     images = calibration.images[: max(4, min(_MOST_IMAGES, affordable))]
     found: dict[tuple[str, Form], Tensor] = {}
-    probe = copy.deepcopy(model)
+    probe = copied(model)
     with evaluating(probe):
-        wanted = F.log_softmax(probe(images).float(), -1)
+        wanted = log_probabilities(run(probe, images))
         for layer in free:
-            curve = _curve(probe, layer, relative, images, wanted)
+            with named(layer.name, "measuring its sensitivity"):
+                curve = _curve(probe, layer, relative, images, wanted)
             for form in forms_for(_shape(layer)):
                 lost = relative[layer.name, form].double()
                 nats = torch.from_numpy(_read(curve, lost.numpy()))
@@ -114,7 +115,7 @@ def _curve(
     kept = weight.clone()
     for rank, fit in zip(ranks, best_fits(matrix, ranks, moment), strict=True):
         weight.copy_(rebuild(fit, shape, form).reshape(weight.shape))
-        answers = F.log_softmax(model(images).float(), -1)
+        answers = log_probabilities(run(model, images))
         weight.copy_(kept)
         rows = max(1, answers.numel() // answers.shape[-1])
         nats = float(F.kl_div(answers, wanted, log_target=True, reduction="sum")) / rows
@@ -129,13 +130,14 @@ def _curve(
 def _moment(model: nn.Module, module: nn.Module, images: Tensor, layer: Layer, form: Form) -> Tensor:
     seen: list[Tensor] = []
 
-    def look(_module: nn.Module, inputs: tuple[Any, ...]) -> None:
-        if not seen:  # the first call of a shared module
-            seen.append(inputs[0])
+    def look(_module: nn.Module, inputs: tuple[Any, ...], keywords: dict[str, Any]) -> None:
+        given = layer_input(inputs, keywords)
+        if not seen and given is not None:  # the first call of a shared module
+            seen.append(given)
 
-    handle = module.register_forward_pre_hook(look)
+    handle = module.register_forward_pre_hook(look, with_kwargs=True)
     try:
-        model(images)
+        run(model, images)
     finally:
         handle.remove()
     return regularised(pair_moments(seen[0], seen[0], _shape(layer), form).second, RIDGE)

@@ -13,20 +13,23 @@ Source: asymmetric reconstruction, Zhang et al. (2015), with the whitened cut of
 
 from __future__ import annotations
 
-import copy
+import warnings
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from .batch_axis import batch_axes
 from .decompose import Factors, decompose, regularised
-from .errors import ModelError
+from .errors import ConverterWarning, ModelError
 from .forms import matricise, matrix_size
 from .layers import LowRank, low_rank
 from .memory import images_in_memory
 from .moments import PairMoments, pair_moments
 from .plan import LayerPlan, Plan
 from .probe import evaluating
+from .running import copied, named, run
 
 LARGEST_MOMENT = 6144
 """Columns of the largest moment made: a float64 matrix of 300 MB. Larger layers are cut without data."""
@@ -54,33 +57,45 @@ def reconstruct(
         The layers by name.
 
     Raises:
-        ModelError: a layer mixes the images of a batch or never ran.
+        ModelError: the model cannot take the images, a layer never ran or cannot be fitted; names it.
     """
     images = images[: images_in_memory([layer.shape for layer in plan], len(images), networks=2)]
-    walker = copy.deepcopy(model)
+    axes = batch_axes(model, plan.factored, images)
+    walker = copied(model)
     by_name = dict(walker.named_modules(remove_duplicate=False))
-    twins: dict[str, _Twin] = {}
+    twins: dict[nn.Module, _Twin] = {}
     for name, wanted in plan.factored.items():
         dense = by_name[name]
         assert isinstance(dense, (nn.Conv2d, nn.Linear))
-        twins[name] = _Twin(name, dense, wanted, 2 * len(images), ridge, on_layer)
+        twins[dense] = _Twin(name, dense, wanted, 2 * len(images), axes[name], ridge, on_layer)
     for name, module in by_name.items():
-        twin = next((twin for twin in twins.values() if twin.dense is module), None)
-        if twin is not None:
+        if module in twins:
             parent, _, child = name.rpartition(".")
-            setattr(by_name[parent], child, twin)
+            setattr(by_name[parent], child, twins[module])
     with evaluating(walker):
-        walker(torch.cat([images, images]))
+        run(walker, torch.cat([images, images]))
     made = {}
-    for name, twin in twins.items():
+    for twin in twins.values():
         if twin.made is None:
-            raise ModelError(f"{name}: did not run on the calibration images; keep it dense")
-        made[name] = twin.made
+            raise ModelError(f"{twin.name}: did not run on the calibration images; keep it dense")
+        made[twin.name] = twin.made
+    alone = [twin.name for twin in twins.values() if twin.axis is None]
+    if alone:
+        warnings.warn(
+            f"{', '.join(alone)}: fitted to the weights alone, as the input does not carry the calibration images "
+            "one beside the other",
+            ConverterWarning,
+            stacklevel=3,
+        )
     return made
 
 
 class _Twin(nn.Module):
-    """A dense layer for the first half of a batch and its replacement for the second: (2N, ...) -> (2N, ...)."""
+    """A dense layer for the first half of a batch and its replacement for the second: (..., 2N, ...) -> same.
+
+    Where the batch does not reach the layer, it stays the dense one for both halves, and the replacement is fitted to
+    its weight.
+    """
 
     def __init__(
         self,
@@ -88,6 +103,7 @@ class _Twin(nn.Module):
         dense: nn.Conv2d | nn.Linear,
         wanted: LayerPlan,
         batch: int,
+        axis: int | None,
         ridge: float,
         on_layer: Callable[[str], None] | None,
     ) -> None:
@@ -95,49 +111,67 @@ class _Twin(nn.Module):
         self.name = name
         self.dense = dense
         self.made: LowRank | None = None
+        # Features lie on a dense layer's last axis, channels on a convolution's axis 1.
+        inner = isinstance(dense, nn.Conv2d)
+        self.axis = axis if axis == 0 or not inner else None
         self._wanted = wanted
         self._batch = batch
         self._ridge = ridge
         self._on_layer = on_layer
 
-    @property
-    def weight(self) -> Tensor:
-        """For models that look at it."""
-        return self.dense.weight
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:  # for models that look at the layer's weight or sizes
+            return getattr(super().__getattr__("dense"), name)
 
-    def forward(self, both: Tensor) -> Tensor:
-        if both.shape[0] % self._batch:
-            raise ModelError(
-                f"{self.name}: its input {tuple(both.shape)} does not have the images in front, so it cannot be "
-                "fitted in sequence; convert without calibration"
-            )
-        x, z = both.chunk(2)
+    def forward(self, input: Tensor) -> Tensor:
+        if self.axis is not None and (input.dim() <= self.axis or input.shape[self.axis] % self._batch):
+            self.axis = None
+        if self.axis is None:
+            if self.made is None:
+                with named(self.name, "its decomposition"):
+                    self.made = self._cut()
+                self._tell()
+            return self.dense(input)  # type: ignore[no-any-return]
+        x, z = input.chunk(2, self.axis)
         wanted = self.dense(x)
         if self.made is None:
-            self.made = self._fit(x, z, wanted)
-            if self._on_layer is not None:
-                self._on_layer(self.name)
-        return torch.cat([wanted, self.made(z)])
+            with named(self.name, "fitting it"), torch.autocast(z.device.type, enabled=False):
+                self.made = self._fit(x, z, wanted)
+            self._tell()
+        return torch.cat([wanted, self.made(z).to(wanted.dtype)], self.axis)
+
+    def _tell(self) -> None:
+        if self._on_layer is not None:
+            self._on_layer(self.name)
+
+    def _cut(self) -> LowRank:
+        shape, form, rank = self._wanted.shape, self._wanted.form, self._wanted.rank
+        assert shape is not None
+        assert form is not None
+        assert rank is not None
+        factors = decompose(matricise(self.dense.weight, shape, form).double(), rank)
+        typed = Factors(*(part.to(self.dense.weight.dtype) for part in factors))
+        return low_rank(shape, form, typed, self.dense.bias).eval()
 
     def _fit(self, x: Tensor, z: Tensor, wanted: Tensor) -> LowRank:
         shape, form, rank = self._wanted.shape, self._wanted.form, self._wanted.rank
         assert shape is not None
         assert form is not None
         assert rank is not None
-        matrix = matricise(self.dense.weight, shape, form).double()
         if matrix_size(shape, form)[1] > LARGEST_MOMENT:
-            factors = decompose(matrix, rank)
+            made = self._cut()
         else:
-            moments = pair_moments(x, z, shape, form)
-            factors = fitted(matrix, rank, moments, self._ridge)
-        made = low_rank(
-            shape, form, Factors(*(part.to(self.dense.weight.dtype) for part in factors)), self.dense.bias
-        ).eval()
+            matrix = matricise(self.dense.weight, shape, form).double()
+            factors = fitted(matrix, rank, pair_moments(x, z, shape, form), self._ridge)
+            typed = Factors(*(part.to(self.dense.weight.dtype) for part in factors))
+            made = low_rank(shape, form, typed, self.dense.bias).eval()
         if made.bias is not None:
-            axes = [
-                axis for axis in range(wanted.dim()) if axis != (1 if shape.kind == "conv2d" else wanted.dim() - 1)
-            ]
-            made.bias.add_((wanted - made(z)).float().mean(axes).to(made.bias.dtype))
+            channels = 1 if shape.kind == "conv2d" else wanted.dim() - 1
+            axes = [axis for axis in range(wanted.dim()) if axis != channels]
+            answer = made(z.to(made.u.dtype))
+            made.bias.add_((wanted.float() - answer.float()).mean(axes).to(made.bias.dtype))
         return made
 
 

@@ -7,7 +7,10 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import typer
 
@@ -33,7 +36,8 @@ def exit_code(run: Callable[[], object]) -> int:
         0, or one of the codes above with a sentence on stderr. Anything unforeseen is raised on.
     """
     try:
-        code = run()
+        with _notes():
+            code = run()
     except _ClickError as error:
         return _refuse(getattr(error, "format_message", error.__str__)())
     except typer.Abort:
@@ -50,6 +54,23 @@ def exit_code(run: Callable[[], object]) -> int:
     if code == INTERRUPTED:
         print("dprp: interrupted", file=sys.stderr)
     return code if isinstance(code, int) else 0
+
+
+@contextmanager
+def _notes() -> Iterator[None]:
+    """Warnings of ours become one line each on stderr; others stay as Python shows them."""
+    with warnings.catch_warnings():
+        show = warnings.showwarning
+
+        def note(message: Warning | str, category: type[Warning], *rest: Any, **more: Any) -> None:
+            # By name: the class lives beside torch, which `dprp --help` does without.
+            if category.__name__ == "ConverterWarning":
+                print("dprp: note:", " ".join(str(message).split()), file=sys.stderr)
+            else:
+                show(message, category, *rest, **more)
+
+        warnings.showwarning = note
+        yield
 
 
 def _ours() -> tuple[type[ValueError], ...]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import threading
+from typing import Any
 
 import pytest
 import torch
@@ -10,18 +12,23 @@ from torch import Tensor, nn
 
 from dprp.converter import (
     Calibration,
+    ConverterWarning,
     Form,
+    LowRank,
     MacBudget,
     ModelError,
     RankRatio,
+    Sensitivity,
     calibrate,
     convert,
     evaluate,
     input_moments,
     plan_ranks,
+    sensitivities,
     survey,
 )
 from dprp.converter import memory as memory_module
+from dprp.converter.batch_axis import batch_axes
 from dprp.converter.batchnorm import divergence, reestimate
 from dprp.converter.convert import low_rank_layers
 
@@ -148,18 +155,169 @@ def test_input_moments_are_those_of_the_low_rank_layers(residual: nn.Module) -> 
     assert not any(module._forward_pre_hooks for module in new.modules())
 
 
-def test_a_layer_without_the_images_in_front_is_named() -> None:
-    class Turned(nn.Module):
-        def __init__(self) -> None:
+class Sequence(nn.Module):
+    """(N, L, C) outside, (L, N, C) inside, as recurrent networks and older transformers have it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Linear(32, 32)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.inner(x.transpose(0, 1)).transpose(0, 1)
+
+
+class Table(nn.Module):
+    """A layer whose input is the same for all images, as Swin V2's cpb_mlp, and one that sees windows of them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("table", torch.randn(24, 16))
+        self.bias = nn.Linear(16, 48)
+        self.windows = nn.Linear(48, 48)
+        self.crosswise = nn.Linear(48, 48)
+
+    def forward(self, x: Tensor) -> Tensor:  # (N, 24, 48)
+        x = x + self.bias(self.table)
+        x = self.windows(x.unflatten(1, (4, 6)).flatten(0, 1)).unflatten(0, (-1, 4)).flatten(1, 2)
+        return self.crosswise(x.unflatten(1, (4, 6)).transpose(0, 1).flatten(0, 1)).unflatten(0, (4, -1)).mean((0, 2))
+
+
+@pytest.mark.parametrize(("images", "length"), [(64, 5), (4, 64), (4, 4)])
+def test_sequences_first_are_fitted_along_their_own_axis(images: int, length: int) -> None:
+    """Whether or not the number of images divides the length, which is where sizes alone mislead."""
+    model = Sequence().eval()
+    x = torch.randn(images, length, 32) @ torch.diag(torch.linspace(0.1, 3.0, 32))
+    layers = survey(model, x[:1])
+    calibration = calibrate(model, layers, x)
+    plan = plan_ranks(layers, RankRatio(0.3), energies=calibration.energies)
+    with torch.no_grad():
+        dense = model(x)
+        lost = [
+            float((convert(model, plan, calibration=data)(x) - dense).square().sum()) for data in (calibration, None)
+        ]
+        clean = dense - model.inner.bias
+    assert lost[0] < 0.9 * lost[1]
+    predicted = plan.layers[0].error
+    assert predicted is not None
+    assert lost[0] / float(clean.square().sum()) <= predicted * 1.01 + 1e-6
+
+
+def test_layers_that_do_not_carry_the_images_are_fitted_without_them_and_named() -> None:
+    model = Table().eval()
+    x = torch.randn(12, 24, 48)
+    assert batch_axes(model, ["bias", "windows", "crosswise"], x) == {"bias": None, "windows": 0, "crosswise": None}
+    layers = survey(model, x[:1])
+    calibration = calibrate(model, layers, x)
+    plan = plan_ranks(layers, RankRatio(0.3), energies=calibration.energies)
+    with pytest.warns(ConverterWarning, match=r"^bias, crosswise: fitted to the weights alone"):
+        new = convert(model, plan, calibration=calibration)
+    plain = convert(model, plan)
+    x = torch.randn(5, 24, 48)
+    torch.testing.assert_close(new.bias(model.table), plain.bias(model.table))
+    full = plan_ranks(layers, RankRatio(1.0), energies=calibration.energies)
+    with pytest.warns(ConverterWarning, match="fitted to the weights alone"), torch.no_grad():
+        torch.testing.assert_close(convert(model, full, calibration=calibration)(x), model(x), rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("images", [1, 2])
+def test_few_images_are_told_apart_all_the_same(residual: nn.Module, images: int) -> None:
+    x = torch.randn(images, 3, 16, 16)
+    layers = survey(residual, EXAMPLE)
+    calibration = calibrate(residual, layers, x)
+    convert(residual, plan_ranks(layers, RankRatio(0.3)), calibration=calibration)  # a warning is an error here
+
+
+@pytest.mark.parametrize("outside", [False, True])
+def test_autocast_changes_no_moment(residual: nn.Module, outside: bool) -> None:
+    class Inside(nn.Module):
+        def __init__(self, net: nn.Module) -> None:
             super().__init__()
-            self.inner = nn.Linear(32, 32)
+            self.net = net
 
         def forward(self, x: Tensor) -> Tensor:
-            return self.inner(x.transpose(0, 1)).transpose(0, 1)
+            with torch.autocast("cpu", dtype=torch.bfloat16):
+                return self.net(x)
 
-    model = Turned().eval()
-    x = torch.randn(7, 5, 32)
-    layers = survey(model, x)
+    images = torch.randn(40, 3, 16, 16)
+    wanted = calibrate(residual, survey(residual, EXAMPLE), images).energies
+    model = residual if outside else Inside(residual)
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=outside):
+        layers = survey(model, EXAMPLE)
+        calibration = calibrate(model, layers, images)
+        plan = plan_ranks(layers, RankRatio(0.4), energies=calibration.energies)
+        new = convert(model, plan, calibration=calibration)
+        sensitivities(model, layers, calibration, Sensitivity.MIXED)
+        assert (new(images).float() - residual(images).float()).norm() < 0.5 * residual(images).float().norm()
+    found = calibration.energies["stem" if outside else "net.stem", Form.SPATIAL]
+    torch.testing.assert_close(found, wanted["stem", Form.SPATIAL], rtol=1e-5, atol=1e-6)
+    assert all(parameter.dtype == torch.float32 for parameter in new.parameters())
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_networks_of_another_precision(residual: nn.Module, dtype: torch.dtype) -> None:
+    model = residual.to(dtype)
+    images = torch.randn(30, 3, 16, 16, dtype=dtype)
+    layers = survey(model, EXAMPLE.to(dtype))
+    calibration = calibrate(model, layers, images)
+    new = convert(model, plan_ranks(layers, MacBudget(0.7), energies=calibration.energies), calibration=calibration)
+    assert {parameter.dtype for parameter in new.parameters()} == {dtype}
+    assert bool(new(images).isfinite().all())
+
+
+class Many(nn.Module):
+    """Answers as segmentation networks and classifiers with a second head give them."""
+
+    def __init__(self, net: nn.Module, wrap: Any) -> None:
+        super().__init__()
+        self.net, self.wrap = net, wrap
+
+    def forward(self, x: Tensor) -> Any:
+        return self.wrap(self.net(x))
+
+
+@pytest.mark.parametrize("wrap", [lambda y: (y, y.mean()), lambda y: {"out": y, "aux": [y]}, lambda y: [y, None]])
+def test_answers_of_several_parts_are_judged_by_the_first(residual: nn.Module, wrap: Any) -> None:
+    images = torch.randn(20, 3, 16, 16)
+    found = []
+    for model in (residual, Many(residual, wrap)):
+        layers = survey(model, EXAMPLE)
+        calibration = calibrate(model, layers, images)
+        lost = sensitivities(model, layers, calibration, Sensitivity.KL)
+        plan = plan_ranks(layers, MacBudget(0.5), energies=calibration.energies, distortions=lost)
+        new = convert(model, plan, calibration=calibration)
+        found.append((list(lost.values()), list(new.state_dict().values())))
+    for one, other in zip(found[0], found[1], strict=True):
+        for ours, theirs in zip(one, other, strict=True):
+            torch.testing.assert_close(ours, theirs)
+
+
+def test_what_cannot_be_calibrated_is_one_sentence(residual: nn.Module) -> None:
+    layers = survey(residual, EXAMPLE)
+    images = torch.randn(8, 3, 16, 16)
+    for wrong, message in (
+        ([{"images": images}], r"a calibration batch is a dict; give images \(N, \.\.\.\)"),
+        ([images, torch.randn(8, 3, 12, 12)], r"shapes \(3, 16, 16\) and \(3, 12, 12\); give them one size"),
+        (images.repeat(1, 2, 1, 1), r"cannot take an input of shape \(3, 6, 16, 16\), float32 \(stem: "),
+        (images.double(), r"cannot take an input of shape .*, float64 \(stem: "),
+        ((images * 127).to(torch.uint8), r"cannot take an input of shape .*, uint8 \(stem: "),
+        (images * 1e20, r"stem: its outputs are too large to square \(largest"),
+    ):
+        with pytest.raises(ModelError, match=message):
+            calibrate(residual, layers, wrong)
     plan = plan_ranks(layers, RankRatio(0.3))
-    with pytest.raises(ModelError, match=r"inner: its input .* does not have the images in front"):
-        convert(model, plan, calibration=Calibration(x, {}))
+    with pytest.raises(ModelError, match=r"stem: its inputs are not finite, or too large to square \(largest"):
+        convert(residual, plan, calibration=Calibration(images * 1e20, {}))
+    with torch.no_grad():
+        residual.down.weight[0] = float("nan")
+    with pytest.raises(ModelError, match=r"down: its weight holds values that are not finite; repair"):
+        calibrate(residual, survey(residual, EXAMPLE), images)
+
+
+def test_a_model_that_cannot_be_copied_is_one_sentence(residual: nn.Module) -> None:
+    residual.lock = threading.Lock()
+    layers = survey(residual, EXAMPLE)
+    with pytest.raises(
+        ModelError, match=r"the model cannot be copied \(cannot pickle .*lock.*\); make copy\.deepcopy"
+    ):
+        convert(residual, plan_ranks(layers, RankRatio(0.3)))
+    assert isinstance(convert(residual, plan_ranks(layers, RankRatio(0.3)), inplace=True).stem, LowRank)

@@ -16,7 +16,9 @@ from dprp.converter import (
     CheckpointError,
     MacBudget,
     PlanError,
+    RankRatio,
     Source,
+    Unit,
     convert,
     is_compressed,
     load_compressed,
@@ -132,3 +134,48 @@ def test_writing_is_whole_or_not_at_all(compressed: nn.Module, file: Path, tmp_p
     with pytest.raises(PlanError, match="convert it first"):
         save_compressed(Residual(), SOURCE, tmp_path / "dense.safetensors")
     assert [path.name for path in tmp_path.iterdir()] == ["small.safetensors"]
+
+
+class Masked(Residual):
+    """With buffers as attention has them: a mask of -inf, and a view of another buffer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("mask", torch.full((4, 4), float("-inf")).triu(1))
+        self.register_buffer("corner", self.mask[:2])
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x) + self.mask.exp().sum()
+
+
+def test_what_is_saved_loads(tmp_path: Path) -> None:
+    model = Masked().eval()
+    new = convert(model, plan_ranks(survey(model, torch.zeros(1, 3, 16, 16)), MacBudget(0.5), rank_multiple=2))
+    save_compressed(new, SOURCE, tmp_path / "masked.safetensors")
+    loaded = load_compressed(tmp_path / "masked.safetensors", lambda _source: Masked())
+    x = torch.randn(2, 3, 16, 16)
+    assert torch.equal(loaded.model(x), new(x))
+
+
+@pytest.mark.parametrize("name", ["norm.weight", "norm.running_var", "twice.s"])
+def test_what_would_not_load_is_not_saved(compressed: nn.Module, tmp_path: Path, name: str) -> None:
+    compressed.state_dict(keep_vars=True)[name].data[0] = float("inf")
+    with pytest.raises(CheckpointError, match=rf"{name} holds values that are not finite; repair"):
+        save_compressed(compressed, SOURCE, tmp_path / "bad.safetensors")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_network_converted_twice_saves_and_loads(residual: nn.Module, tmp_path: Path) -> None:
+    example = torch.zeros(1, 3, 16, 16)
+    once = convert(residual, plan_ranks(survey(residual, example), RankRatio(0.3), keep=["twice"]))
+    twice = convert(once, plan_ranks(survey(once, example), RankRatio(0.4)))
+    plan = plan_of(twice)
+    assert {name: layer.rank for name, layer in plan.factored.items() if name != "twice"} == {
+        name: layer.rank for name, layer in plan_of(once).factored.items()
+    }
+    assert "twice" in plan.factored
+    assert plan.macs == survey(residual, example).macs
+    assert plan.total(Unit.MACS) == survey(twice, example).macs
+    save_compressed(twice, SOURCE, tmp_path / "twice.safetensors")
+    x = torch.randn(2, 3, 16, 16)
+    assert torch.equal(load_compressed(tmp_path / "twice.safetensors", build).model(x), twice(x))

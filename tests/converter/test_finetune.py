@@ -15,6 +15,7 @@ from dprp.converter import (
     FinetuneConfig,
     LowRank,
     MacBudget,
+    ModelError,
     OptimizerKind,
     ParamBudget,
     RankPenalty,
@@ -130,6 +131,61 @@ def test_the_same_seed_gives_the_same_run(residual: nn.Module) -> None:
     assert plan_of(one) == plan_of(two)
     for name, value in one.state_dict().items():
         assert torch.equal(value, two.state_dict()[name]), name
+
+
+class Promised(list):
+    """A loader that gives fewer batches than its length says, as those that filter or stream do."""
+
+    def __len__(self) -> int:
+        return 20
+
+
+@pytest.mark.parametrize(("epochs", "until"), [(1, 0.5), (2, 0.5), (3, 0.1), (2, 1.0)])
+def test_the_budget_is_met_whatever_the_loader_gives(residual: nn.Module, epochs: int, until: float) -> None:
+    steps: list[Step] = []
+    config = quick(epochs=epochs, budget=MacBudget(0.4), prune_until=until, prune_every=50)
+    new = finetune(
+        wide(residual), Promised(blobs()), config, evaluate_on=blobs(), on_step=steps.append, progress=False
+    )
+    assert plan_of(new).fraction(Unit.MACS) <= 0.4
+    assert steps[-1].macs == plan_of(new).fraction(Unit.MACS)
+    assert [step.top1 is not None for step in steps].count(True) == epochs
+    assert steps[-1].top1 is not None
+
+
+def test_a_loader_that_runs_dry_still_meets_the_budget(residual: nn.Module) -> None:
+    class Once:
+        def __init__(self) -> None:
+            self.batches = iter(blobs())
+
+        def __len__(self) -> int:
+            return 6
+
+        def __iter__(self) -> object:
+            return self.batches
+
+    new = finetune(wide(residual), Once(), quick(epochs=4, budget=MacBudget(0.4)), progress=False)
+    assert plan_of(new).fraction(Unit.MACS) <= 0.4
+
+
+def test_a_single_image_left_over_is_dropped_where_it_has_no_variance() -> None:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(768, 32), nn.BatchNorm1d(32), nn.ReLU(), nn.Linear(32, 10))
+    new = convert(model.eval(), plan_ranks(survey(model, EXAMPLE), RankRatio(0.3)))
+    images, labels = blobs(17)[0]
+    seen: list[Step] = []
+    batches = [(images, labels), (images[:1], labels[:1])]
+    finetune(new, batches, quick(epochs=2), on_step=seen.append, progress=False)
+    assert len(seen) == 2
+    with pytest.raises(
+        ModelError, match=r"cannot take an input of shape \(1, 3, 16, 16\), float32 \(2: Expected more"
+    ):
+        finetune(new, batches[1:], quick(epochs=1), progress=False)
+
+
+def test_images_that_do_not_fit_are_one_sentence(residual: nn.Module) -> None:
+    batches = [(torch.randn(4, 5, 16, 16), torch.zeros(4, dtype=torch.int64))]
+    with pytest.raises(ModelError, match=r"cannot take an input of shape \(4, 5, 16, 16\), float32 \(stem: "):
+        finetune(wide(residual), batches, quick(), progress=False)
 
 
 def test_mistakes(residual: nn.Module) -> None:

@@ -16,7 +16,10 @@ from dprp.converter import (
     ModelError,
     PlanError,
     RankRatio,
+    Unit,
+    calibrate,
     convert,
+    fuse,
     plan_of,
     plan_ranks,
     survey,
@@ -164,3 +167,117 @@ def test_a_compressed_model_is_surveyed_as_such(residual: nn.Module) -> None:
     new = convert(residual, plan_ranks(survey(residual, EXAMPLE), RankRatio(0.3)))
     found = reasons(survey(new, EXAMPLE))
     assert any((reason or "").startswith("already factored") for reason in found.values())
+
+
+class Odd(nn.Module):
+    """Layers called in every way but the usual one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 24, 3, padding=1)
+        self.each = nn.Conv2d(24, 24, 3, padding=1)
+        self.named = nn.Conv2d(24, 24, 3, padding=1)
+        self.table = nn.Parameter(torch.randn(1, 24, 5, 5))
+        self.constant = nn.Conv2d(24, 24, 3, padding=1)
+        self.rows = nn.Linear(24, 24)
+        self.head = nn.Linear(24, 24)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        x = torch.stack([self.each(image) for image in x])  # images without a batch
+        x = self.named(input=x).relu()
+        x = x + self.constant(self.table).mean((2, 3), keepdim=True)  # does not carry the batch
+        x = x + self.rows(self.table.flatten(2).mT).mean(1)[..., None, None]
+        return self.head(input=x.mean((2, 3)))
+
+
+@pytest.mark.parametrize("samples", [1, 2, 4])
+def test_costs_are_those_of_one_sample_however_layers_are_called(samples: int) -> None:
+    model = Odd().eval()
+    layers = survey(model, torch.zeros(samples, 3, 8, 8))
+    macs = {layer.name: layer.macs for layer in layers}
+    conv = 24 * 24 * 9
+    assert macs == {
+        "stem": 24 * 3 * 9 * 64,
+        "each": conv * 64,
+        "named": conv * 64,
+        "constant": conv * 25,
+        "rows": 24 * 24 * 25,
+        "head": 24 * 24,
+    }
+    assert all(layer.shape is not None and layer.shape.macs == layer.macs for layer in layers)
+    plan = plan_ranks(layers, RankRatio(0.25))
+    assert {layer.name for layer in plan.factored.values()} == set(macs)
+    assert all(0 < layer.cost(Unit.MACS) < layer.macs for layer in plan)
+    new = convert(model, plan)
+    assert new(torch.randn(3, 3, 8, 8)).shape == (3, 24)
+    assert survey(new, torch.zeros(samples, 3, 8, 8)).macs == plan.total(Unit.MACS)
+
+
+@pytest.mark.parametrize("inplace", [False, True])
+def test_layers_out_of_reach_are_named_and_nothing_changes(inplace: bool) -> None:
+    class Listed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.seen = nn.Conv2d(3, 24, 3)
+            self.hidden = nn.Conv2d(24, 24, 3)
+            self.steps = [self.hidden]
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.steps[0](self.seen(x)).mean((2, 3))
+
+    model = Listed().eval()
+    before = copy.deepcopy(model.state_dict())
+    layers = survey(model, EXAMPLE)
+    with pytest.raises(ModelError, match=r"hidden: replaced, but the model goes on using the dense layer"):
+        convert(model, plan_ranks(layers, RankRatio(0.3)), inplace=inplace)
+    assert {name: list(value.shape) for name, value in model.state_dict().items()} == {
+        name: list(value.shape) for name, value in before.items()
+    }
+    assert not hasattr(model, "_dprp_plan")
+    new = convert(model, plan_ranks(layers, RankRatio(0.3), keep=["hidden"]))
+    assert isinstance(new.seen, LowRank)
+
+
+def test_in_place_is_what_a_copy_is(residual: nn.Module) -> None:
+    torch.manual_seed(3)
+    images = torch.randn(40, 3, 16, 16)
+    with torch.no_grad():
+        residual.norm.running_mean.add_(1.0)
+    layers = survey(residual, EXAMPLE)
+    calibration = calibrate(residual, layers, images)
+    plan = plan_ranks(layers, RankRatio(0.1), energies=calibration.energies)
+    new = convert(residual, plan, calibration=calibration)
+    same = convert(residual, plan, calibration=calibration, inplace=True)
+    assert same is residual
+    for name, value in new.state_dict().items():
+        torch.testing.assert_close(same.state_dict()[name], value, rtol=1e-5, atol=1e-6)
+
+
+def test_replacements_show_what_the_layers_they_replace_show(residual: nn.Module) -> None:
+    new = convert(residual, plan_ranks(survey(residual, EXAMPLE), RankRatio(0.3)))
+    for model in (new, fuse(new)):
+        for name, dense in (("down", residual.down), ("head", residual.head)):
+            ours = model.get_submodule(name)
+            assert type(ours) is not type(dense)
+            shown = [key for key in dense.__constants__ if key != "output_padding"]
+            assert {key: getattr(ours, key) for key in shown} == {key: getattr(dense, key) for key in shown}
+            assert ours.weight.shape == dense.weight.shape
+            assert ours.bias.shape == dense.bias.shape
+    for name in ("twice", "head"):  # without a norm that the fused weight would hold too
+        torch.testing.assert_close(
+            fuse(new).get_submodule(name).weight, new.get_submodule(name).weight, rtol=1e-4, atol=1e-5
+        )
+
+
+@pytest.mark.parametrize("batch_first", [True, False])
+def test_a_transformer_layer_that_reads_weights_of_its_children_converts_and_fuses(batch_first: bool) -> None:
+    layer = nn.TransformerEncoderLayer(32, 4, 96, batch_first=batch_first)
+    model = nn.Sequential(layer, nn.Linear(32, 32)).eval()
+    x = torch.randn(3, 7, 32)
+    layers = survey(model, x)
+    full, cut = (convert(model, plan_ranks(layers, RankRatio(ratio))) for ratio in (1.0, 0.3))
+    assert isinstance(full[0].linear1, LowRank)
+    with torch.no_grad():
+        torch.testing.assert_close(full(x), model(x), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(fuse(cut, x)(x), cut(x), rtol=1e-4, atol=1e-5)
