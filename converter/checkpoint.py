@@ -20,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from .convert import plan_of, restructure
+from .conversion import plan_of, restructure
 from .errors import CheckpointError, PlanError
 from .files import written_whole
 from .plan import Plan

@@ -13,7 +13,7 @@ from .costs import break_even_rank
 from .errors import BudgetError
 from .forms import Form, factor_shapes, forms_for
 from .shapes import LayerShape
-from .survey import Survey
+from .surveying import Survey
 
 Variant = tuple[str, Form | None, int]
 """A layer by name, with form and rank; (name, None, 0) is the dense layer."""

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .decompose import Factors
+from .decomposition import Factors
 from .forms import Form, factor_shapes, factor_weights, full_rank, matrix_size, rebuild
 from .plain import ConvFace, LinearFace, fused_pair, plain_layer
 from .shapes import LayerShape

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from .decompose import Factors
+from .decomposition import Factors
 
 # Averages of gradients turn with the basis; averages of squared gradients turn by the squares of the map.
 _POWERS = {"momentum_buffer": 1, "exp_avg": 1, "exp_avg_sq": 2, "max_exp_avg_sq": 2}

@@ -9,16 +9,17 @@ from fnmatch import fnmatch
 from torch import Tensor
 
 from .allocate import Choice, allocate
-from .calibrate import Energies
+from .calibration import Energies
 from .costs import Unit, break_even_rank, dense_cost, factored_cost
-from .decompose import tail_energies
+from .decomposition import tail_energies
 from .errors import BudgetError, ModelError, PlanError
 from .forms import Form, forms_for, full_rank, matricise
 from .layer_times import LayerTimes
 from .plan import LayerPlan, Plan
 from .policies import Energy, FixedRank, LatencyBudget, MacBudget, ParamBudget, Policy, RankRatio
+from .running import named
 from .shapes import LayerShape
-from .survey import Layer, Survey
+from .surveying import Layer, Survey
 
 DEFAULT_RANK_MULTIPLE = 8
 
@@ -129,7 +130,8 @@ class _Option:
         if not bool(layer.weight.isfinite().all()):
             raise ModelError(f"{layer.name}: its weight holds values that are not finite; repair the checkpoint")
         if energy is None:
-            energy = tail_energies(matricise(layer.weight, layer.shape, form))
+            with named(layer.name, "its decomposition"):
+                energy = tail_energies(matricise(layer.weight, layer.shape, form))
         self.shape: LayerShape = layer.shape
         self.form = form
         self.errors: list[float] = (energy / energy[0].clamp_min(1e-300)).tolist()

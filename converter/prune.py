@@ -9,16 +9,17 @@ import torch
 from torch import Tensor, nn
 
 from .allocate import Choice, allocate
-from .calibrate import Moments
-from .convert import low_rank_layers
+from .calibration import Moments
+from .conversion import low_rank_layers
 from .costs import Unit, factored_cost
-from .decompose import Factors, factor_tail_energies, recut, true_svd
+from .decomposition import Factors, factor_tail_energies, recut, true_svd
 from .errors import BudgetError
 from .layers import LowRank
 from .optimizer_state import replace_factors
 from .plan import Plan
 from .planner import rank_steps
 from .policies import Budget
+from .running import named
 
 
 def scheduled(start: float, target: float, done: float) -> float:
@@ -95,7 +96,8 @@ class RankPruner:
         """Drops directions whose singular value is below this part of their layer's largest: no budget needed."""
         ranks = {}
         for name, layer in self.layers.items():
-            s = recut(layer.factors, layer.rank).s.reshape(-1, layer.rank)
+            with named(name, "measuring its singular values"):
+                s = recut(layer.factors, layer.rank).s.reshape(-1, layer.rank)
             kept = int((s >= threshold * s[..., :1]).any(0).sum())
             ranks[name] = min(layer.rank, -(-max(1, kept) // self._multiple) * self._multiple)
         return self._apply(ranks)
@@ -115,7 +117,8 @@ class RankPruner:
         return self._plan.total(unit) - planned
 
     def _energies(self, name: str) -> Tensor:
-        return factor_tail_energies(self.layers[name].factors, self._moments[name])
+        with named(name, "measuring what its ranks hold"):
+            return factor_tail_energies(self.layers[name].factors, self._moments[name])
 
     def _ranks_within(self, limit: float, unit: Unit) -> dict[str, int] | None:
         energies = {name: (self._energies(name) / self._whole[name]).tolist() for name in self.layers}
@@ -144,7 +147,8 @@ class RankPruner:
         before = {name: self.layers[name].rank for name in changed}
         if changed:
             for name, layer in self.layers.items():
-                cut_layer(layer, ranks.get(name, layer.rank), self._moments[name], self._optimizer)
+                with named(name, "cutting its ranks"):
+                    cut_layer(layer, ranks.get(name, layer.rank), self._moments[name], self._optimizer)
         return Cut(before, changed)
 
 

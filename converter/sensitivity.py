@@ -18,16 +18,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .calibrate import RIDGE, Calibration, Energies
+from .calibration import RIDGE, Calibration, Energies
 from .costs import break_even_rank
-from .decompose import best_fits, regularised
+from .decomposition import best_fits, regularised
 from .forms import Form, forms_for, matricise, matrix_size, rebuild
 from .moments import pair_moments
 from .probe import evaluating, layer_input
 from .running import copied, log_probabilities, named, run
 from .sequential import LARGEST_MOMENT
 from .shapes import LayerShape
-from .survey import Layer, Survey
+from .surveying import Layer, Survey
 
 _POINTS = 4
 """Ranks tried for each layer."""

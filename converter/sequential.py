@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from .batch_axis import batch_axes
-from .decompose import Factors, decompose, regularised
+from .decomposition import Factors, decompose, regularised
 from .errors import ConverterWarning, ModelError
 from .forms import matricise, matrix_size
 from .layers import LowRank, low_rank

@@ -7,12 +7,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..checkpoint import save_compressed
-from ..convert import plan_of
-from ..finetune import FinetuneConfig, finetune
-from ..input_moments import input_moments
+from ..conversion import plan_of
+from ..factor_moments import input_moments
 from ..planner import DEFAULT_RANK_MULTIPLE
 from ..policies import LatencyBudget, parse_budget
 from ..sensitivity import Sensitivity
+from ..training import finetune
+from ..training_config import FinetuneConfig
 from .console import note, silent
 from .conversion import CALIBRATION_IMAGES, factorise, forms_from, sensitivity_from
 from .convert import write_plan

@@ -9,14 +9,14 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from ..calibrate import Calibration, calibrate
-from ..convert import convert
+from ..calibration import Calibration, calibrate
+from ..conversion import convert
 from ..forms import Form
 from ..plan import Plan
 from ..planner import DEFAULT_RANK_MULTIPLE, headroom, plan_ranks
 from ..policies import LatencyBudget, MacBudget, ParamBudget, Policy
 from ..sensitivity import Sensitivity, sensitivities
-from ..survey import Survey, survey
+from ..surveying import Survey, survey
 from .data import Loader
 from .errors import CliError
 from .network import Network

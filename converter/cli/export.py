@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from ...export import Verification, to_onnx
-from ..convert import plan_of
+from ..conversion import plan_of
 from ..files import check_target
-from ..fuse import fuse
+from ..fusion import fuse
 from .device import pick_device
 from .errors import CliError
 from .metadata import onnx_metadata

@@ -9,13 +9,13 @@ from typing import Any
 from torch import nn
 
 from ...models import load_weights
+from ..accuracy import Accuracy
 from ..checkpoint import Source, save_compressed
-from ..convert import plan_of
-from ..evaluate import Accuracy
-from ..finetune import FinetuneConfig, OptimizerKind, Step
-from ..finetune import finetune as train_low_rank
+from ..conversion import plan_of
 from ..plan import Plan
 from ..policies import Budget, LatencyBudget, parse_budget
+from ..training import finetune as train_low_rank
+from ..training_config import FinetuneConfig, OptimizerKind, Step
 from .console import note, silent
 from .convert import check_compressed_target
 from .data import Batches, open_data

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ...models import Preprocess, build, info, load_weights, preprocess_for
 from ..checkpoint import Source, load_compressed
 from ..probe import evaluating
-from ..survey import survey
+from ..surveying import survey
 from .errors import CliError
 
 _PICKLES = (".pth", ".th", ".pt", ".ckpt", ".bin")

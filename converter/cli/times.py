@@ -10,7 +10,7 @@ from ...export import LatencyTable, PlainLayer, time_network
 from ..forms import Form
 from ..layer_times import LayerTimes, chains_to_time
 from ..shapes import LayerShape
-from ..survey import Survey
+from ..surveying import Survey
 from .export import export_network
 from .network import Network
 

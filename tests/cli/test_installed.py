@@ -74,19 +74,34 @@ def test_stdout_holds_nothing_but_the_json(tmp_path: Path) -> None:
     assert run.stderr == "importing\nbuilding\n"
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["compress", "--help"], ["--version"]])
+@pytest.mark.parametrize("arguments", [["--help"], ["compress", "--help"], ["--version"], ["compress", "--budgit"]])
 def test_help_loads_no_torch(arguments: list[str]) -> None:
-    """With the package around it emptied: what `dprp.converter` itself loads is not up to the command line."""
     script = f"""
-import importlib.util, sys, types
-from pathlib import Path
-spec = importlib.util.find_spec("dprp.converter")
-package = types.ModuleType("dprp.converter")
-package.__path__ = list(spec.submodule_search_locations)
-sys.modules["dprp.converter"] = package
+import sys
 from dprp.converter.cli import main
-assert main({arguments!r}) == 0
+assert main({arguments!r}) == {2 if arguments[-1] == "--budgit" else 0}
 assert not {{"torch", "onnxruntime", "numpy"}} & set(sys.modules)
 """
     run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stderr
+
+
+@pytest.mark.parametrize("module", ["dprp.converter", "dprp.converter.cli", "dprp.export"])
+def test_importing_a_package_loads_no_torch(module: str) -> None:
+    script = f"import sys, {module}; assert not {{'torch', 'onnxruntime'}} & set(sys.modules)"
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr
+
+
+def test_an_interrupt_while_torch_loads_is_one_line(tmp_path: Path) -> None:
+    """A torch that is interrupted in the middle of its own import stands in for a user with quick fingers."""
+    (tmp_path / "torch.py").write_text("raise KeyboardInterrupt")
+    script = "import sys; from dprp.converter.cli import main; sys.exit(main(['survey', 'digits_cnn']))"
+    run = subprocess.run(
+        [sys.executable, "-c", script],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+    )
+    assert (run.returncode, run.stdout, run.stderr) == (130, "", "dprp: interrupted\n")

@@ -30,7 +30,7 @@ from dprp.converter import (
 from dprp.converter import memory as memory_module
 from dprp.converter.batch_axis import batch_axes
 from dprp.converter.batchnorm import divergence, reestimate
-from dprp.converter.convert import low_rank_layers
+from dprp.converter.conversion import low_rank_layers
 
 EXAMPLE = torch.zeros(1, 3, 16, 16)
 

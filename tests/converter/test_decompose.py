@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from dprp.converter import decompose
-from dprp.converter.decompose import (
+from dprp.converter.decomposition import (
     Factors,
     best_fits,
     factor_tail_energies,

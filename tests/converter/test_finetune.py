@@ -31,7 +31,7 @@ from dprp.converter import (
     plan_ranks,
     survey,
 )
-from dprp.converter.convert import low_rank_layers
+from dprp.converter.conversion import low_rank_layers
 from dprp.converter.forms import Form, matricise
 from dprp.converter.layers import LowRankConv2d
 from dprp.converter.losses import distillation, orthogonality, rank_penalty

@@ -24,7 +24,7 @@ from dprp.converter import (
     plan_ranks,
     survey,
 )
-from dprp.converter.survey import Survey
+from dprp.converter.surveying import Survey
 
 EXAMPLE = torch.zeros(2, 3, 16, 16)
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from .convert import forget_plan, images_of, low_rank_layers, plan_of
+from .accuracy import device_of
+from .conversion import forget_plan, images_of, low_rank_layers, plan_of
 from .errors import ModelError
-from .evaluate import device_of
 from .fold import fold_proved, with_noise
 from .running import copied
 from .trial import Trial

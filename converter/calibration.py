@@ -9,17 +9,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .accuracy import device_of
 from .batch_axis import batch_axes
-from .decompose import regularised, tail_energies
+from .decomposition import regularised, tail_energies
 from .errors import ModelError
-from .evaluate import device_of
 from .forms import Form, forms_for, matricise, matrix_size
 from .memory import images_in_memory
 from .moments import pair_moments
 from .probe import evaluating, layer_input
 from .running import named, run
 from .shapes import LayerShape
-from .survey import Layer, Survey
+from .surveying import Layer, Survey
 
 Moments = Mapping[tuple[str, Form], Tensor]
 """Second moments of what a layer's first factor sees, (columns, columns), by layer name and form."""

@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .calibrate import RIDGE, Moments
-from .convert import low_rank_layers
-from .decompose import regularised
-from .evaluate import device_of
+from .accuracy import device_of
+from .calibration import RIDGE, Moments
+from .conversion import low_rank_layers
+from .decomposition import regularised
 from .forms import Form, matrix_size
 from .layers import LowRank
 from .memory import images_in_memory

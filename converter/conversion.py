@@ -9,11 +9,11 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
+from .accuracy import device_of
 from .batchnorm import reestimate
-from .calibrate import RIDGE, Calibration
-from .decompose import Factors, decompose
+from .calibration import RIDGE, Calibration
+from .decomposition import Factors, decompose
 from .errors import ModelError, PlanError
-from .evaluate import device_of
 from .forms import matricise
 from .layers import LowRank, low_rank
 from .plan import LayerPlan, Plan

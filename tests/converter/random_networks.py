@@ -1,0 +1,302 @@
+"""Random small networks, and what must hold for every one of them.
+
+    python -m tests.converter.random_networks --seconds 600      # from the root of the repository
+
+stops at the first seed that breaks a promise and names it; `check(seed)` runs that one again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import random
+import tempfile
+import time
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from dprp.converter import (
+    BudgetError,
+    ConverterWarning,
+    Form,
+    MacBudget,
+    RankRatio,
+    Source,
+    Unit,
+    calibrate,
+    convert,
+    fuse,
+    load_compressed,
+    plan_ranks,
+    save_compressed,
+    survey,
+)
+from dprp.export import to_onnx
+
+SIZE = 12
+
+
+class RandomNet(nn.Module):
+    """(N, 3, 12, 12) -> (N, classes), through a few blocks drawn at random."""
+
+    def __init__(self, draw: random.Random) -> None:
+        super().__init__()
+        width = draw.choice([8, 12, 16])
+        self.stem = nn.Conv2d(3, width, 3, padding=1, bias=draw.random() < 0.5)
+        self.stem_norm = nn.BatchNorm2d(width) if draw.random() < 0.7 else nn.Identity()
+        self.blocks = nn.ModuleList(_block(draw, width) for _ in range(draw.randint(1, 3)))
+        if draw.random() < 0.3:  # one module in two places
+            self.blocks.append(draw.choice(list(self.blocks)))
+        self.head = draw.choice([VectorHead, TokenHead, MapHead])(draw, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem_norm(self.stem(x)).relu()
+        for block in self.blocks:
+            x = block(x)
+        return self.head(x)
+
+
+def _block(draw: random.Random, width: int) -> nn.Module:
+    return draw.choice([Residual, Branches, Repeated, Tied, Constant])(draw, width)
+
+
+def _conv(draw: random.Random, width: int, **options: Any) -> nn.Conv2d:
+    """Keeps width and map; everything else is drawn."""
+    kernel = draw.choice([(1, 1), (3, 3), (3, 3), (5, 5), (1, 3), (5, 3)])
+    dilation = draw.choice([(1, 1), (1, 1), (2, 1)])
+    same = draw.random() < 0.3
+    padding = "same" if same else tuple(d * (k - 1) // 2 for k, d in zip(kernel, dilation, strict=True))
+    settings: dict[str, Any] = {
+        "kernel_size": kernel,
+        "dilation": dilation,
+        "padding": padding,
+        "padding_mode": draw.choice(["zeros", "zeros", "reflect", "replicate", "circular"]),
+        "groups": draw.choice([1, 1, 1, 2, width]),
+        "bias": draw.random() < 0.5,
+    }
+    return nn.Conv2d(width, width, **(settings | options))
+
+
+def _norm(draw: random.Random, width: int) -> nn.Module:
+    return nn.BatchNorm2d(width, affine=draw.random() < 0.8) if draw.random() < 0.7 else nn.Identity()
+
+
+class Residual(nn.Module):
+    """With norms before, after or on both sides."""
+
+    def __init__(self, draw: random.Random, width: int) -> None:
+        super().__init__()
+        self.before, self.conv, self.after = _norm(draw, width), _conv(draw, width), _norm(draw, width)
+        self.by_name = draw.random() < 0.3
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.before(x)
+        y = self.after(self.conv(input=y) if self.by_name else self.conv(y))
+        return x + y.relu()
+
+
+class Branches(nn.Module):
+    """Two ways, one of them read twice, one strided."""
+
+    def __init__(self, draw: random.Random, width: int) -> None:
+        super().__init__()
+        self.left, self.right = _conv(draw, width), _conv(draw, width)
+        self.norm, self.other = nn.BatchNorm2d(width), nn.BatchNorm2d(width)
+        self.strided = nn.Conv2d(width, width, 3, stride=2, padding=1, groups=draw.choice([1, 4]))
+        self.leak = draw.choice(["two norms", "sum", "none"])
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.left(x)
+        z = self.norm(y)
+        if self.leak == "two norms":
+            z = z + self.other(y)
+        elif self.leak == "sum":
+            z = z + y
+        return z.relu() + self.right(x) + self.strided(x).mean((2, 3), keepdim=True)
+
+
+class Repeated(nn.Module):
+    """One layer called twice, with one norm for both."""
+
+    def __init__(self, draw: random.Random, width: int) -> None:
+        super().__init__()
+        self.conv, self.norm = _conv(draw, width), _norm(draw, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.norm(self.conv(x)).relu()
+        return x + self.norm(self.conv(x)).relu()
+
+
+class Tied(nn.Module):
+    """Two layers that share their weight."""
+
+    def __init__(self, draw: random.Random, width: int) -> None:
+        super().__init__()
+        self.one, self.two = (nn.Conv2d(width, width, 3, padding=1) for _ in range(2))
+        self.two.weight = self.one.weight
+        self.norm = _norm(draw, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.two(self.norm(self.one(x)).relu())
+
+
+class Constant(nn.Module):
+    """A branch that does not carry the batch."""
+
+    def __init__(self, draw: random.Random, width: int) -> None:
+        super().__init__()
+        self.register_buffer("table", torch.randn(draw.choice([1, 7]), width))
+        self.dense, self.conv = nn.Linear(width, width), _conv(draw, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (x + self.conv(x)).relu() * self.dense(self.table).mean(0)[:, None, None]
+
+
+class VectorHead(nn.Module):
+    """Dense layers on (N, C), with a norm."""
+
+    def __init__(self, draw: random.Random, width: int) -> None:
+        super().__init__()
+        self.dense, self.last = nn.Linear(width, 24, bias=draw.random() < 0.5), nn.Linear(24, 10)
+        self.norm = nn.BatchNorm1d(24) if draw.random() < 0.7 else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.norm(self.dense(x.mean((2, 3)))).relu())
+
+
+class TokenHead(nn.Module):
+    """Dense layers on (N, L, C), or (L, N, C), the second with a norm whose axis is not theirs."""
+
+    def __init__(self, draw: random.Random, width: int) -> None:
+        super().__init__()
+        self.dense, self.across, self.last = nn.Linear(width, 36), nn.Linear(36, 36), nn.Linear(36, 10)
+        self.norm = nn.BatchNorm1d(36)
+        self.first = draw.random() < 0.5
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x[:, :, ::2, ::2].flatten(2).mT  # (N, 36, C)
+        x = self.dense(x.transpose(0, 1)).transpose(0, 1) if self.first else self.dense(x)
+        return self.last(self.norm(self.across(x.relu())).mean(1))
+
+
+class MapHead(nn.Module):
+    """Dense layers on (N, H, W, C)."""
+
+    def __init__(self, draw: random.Random, width: int) -> None:
+        super().__init__()
+        self.dense, self.last = nn.Linear(width, 20, bias=draw.random() < 0.5), nn.Linear(20, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.dense(x.permute(0, 2, 3, 1)).relu()).mean((1, 2))
+
+
+def untrained(seed: int) -> nn.Module:
+    """The network of a seed with other weights."""
+    torch.manual_seed(seed + 1)
+    return RandomNet(random.Random(seed)).eval()
+
+
+def network(seed: int) -> nn.Module:
+    """The network of a seed, with statistics unlike those of a fresh one."""
+    torch.manual_seed(seed)
+    model = RandomNet(random.Random(seed))
+    for module in model.modules():
+        if isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d)):
+            nn.init.normal_(module.running_mean)
+            nn.init.uniform_(module.running_var, 0.5, 2.0)
+            if module.affine:
+                nn.init.uniform_(module.weight, 0.5, 2.0)
+                nn.init.normal_(module.bias)
+    return model.eval()
+
+
+@torch.no_grad()
+def check(seed: int, *, onnx: bool = True) -> None:
+    """Every promise, for one network. Raises AssertionError, or whatever breaks.
+
+    Args:
+        seed: of the network and of what is done with it.
+        onnx: export it too, which takes a second.
+    """
+    draw = random.Random(seed + 1)
+    model = network(seed)
+    x = torch.randn(6, 3, SIZE, SIZE)
+    dense = model(x)
+    before = copy.deepcopy(model.state_dict())
+    layers = survey(model, x)
+    assert layers.macs == _counted_macs(model, x[:1]), "MACs of the dense network"
+
+    forms = draw.sample([Form.CHANNEL, Form.POINTWISE, Form.SPATIAL], draw.randint(1, 3))
+    calibration = calibrate(model, layers, x) if draw.random() < 0.5 else None
+    energies = None if calibration is None else calibration.energies
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConverterWarning)  # Constant has a layer that no image reaches
+        full = plan_ranks(layers, RankRatio(1.0), forms=forms, energies=energies)
+        _close(convert(model, full, calibration=calibration)(x), dense, "full rank is the dense network")
+
+        budget = draw.uniform(0.4, 0.95)
+        multiple = draw.choice([1, 2, 4])
+        try:
+            plan = plan_ranks(layers, MacBudget(budget), forms=forms, rank_multiple=multiple, energies=energies)
+        except BudgetError:
+            plan = plan_ranks(layers, RankRatio(0.3), forms=forms, energies=energies)
+        else:
+            assert plan.fraction(Unit.MACS) <= budget, "the plan is within its budget"
+        small = convert(model, plan, calibration=calibration)
+    assert survey(small, x).macs == plan.total(Unit.MACS), "MACs of the converted network"
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items()), "untouched"
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in small.modules())
+
+    fused = fuse(small)
+    _close(fused(x), small(x), "fused is unfused")
+    assert _counted_macs(fused, x[:1]) <= plan.total(Unit.MACS), "MACs of the fused network"
+    half = fuse(copy.deepcopy(small).to(torch.bfloat16))(x.to(torch.bfloat16))
+    _close(half.float(), small(x), "bfloat16 is float32", tolerance=0.1)
+
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "small.safetensors"
+        save_compressed(small, Source("own:net", None, (3, SIZE, SIZE), (0.5,) * 3, (0.5,) * 3), file)
+        loaded = load_compressed(file, lambda _source: untrained(seed)).model
+        assert torch.equal(loaded(x), small(x)), "loaded is saved"
+        if onnx:
+            to_onnx(fused, x[:2], Path(folder) / "small.onnx")  # raises where outputs differ
+
+
+def _counted_macs(model: nn.Module, x: Tensor) -> int:
+    """By torch's own counter, which sees the operations and nothing of the modules."""
+    with FlopCounterMode(display=False) as counter:
+        model(x)
+    return counter.get_total_flops() // 2
+
+
+def _close(ours: Tensor, theirs: Tensor, what: str, tolerance: float = 1e-3) -> None:
+    off = float((ours - theirs).abs().max() / theirs.abs().max())
+    assert off <= tolerance, f"{what}: off by {off:.2g}"
+
+
+def main() -> None:
+    """Seed after seed, for as long as one asks."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seconds", type=float, default=60.0)
+    parser.add_argument("--start", type=int, default=0, help="first seed")
+    arguments = parser.parse_args()
+    warnings.simplefilter("error")
+    torch.set_num_threads(1)
+    end, seed = time.monotonic() + arguments.seconds, arguments.start
+    while time.monotonic() < end:
+        try:
+            check(seed)
+        except BaseException:
+            print(f"seed {seed}")
+            raise
+        seed += 1
+    print(f"{seed - arguments.start} networks, every promise kept")
+
+
+if __name__ == "__main__":
+    main()
