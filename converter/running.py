@@ -23,7 +23,8 @@ def run(model: nn.Module, *inputs: Any) -> Any:
         ModelError: it cannot take the inputs; names the innermost of its modules that failed.
     """
     try:
-        return model(*inputs)
+        with _every_module():
+            return model(*inputs)
     except ConverterError:
         raise
     except Exception as error:  # a user's forward may raise anything
@@ -32,6 +33,17 @@ def run(model: nn.Module, *inputs: Any) -> Any:
             f"the model cannot take an input of {shapes} ({failed_in(model, error)}{first_line(error)}); give the "
             "shape and type it was made for (--input CxHxW)"
         ) from error
+
+
+@contextmanager
+def _every_module() -> Iterator[None]:
+    """Transformer layers call their children inside, instead of handing their weights to one fused operation."""
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
 
 
 def copied(model: nn.Module) -> nn.Module:

@@ -270,6 +270,23 @@ def test_replacements_show_what_the_layers_they_replace_show(residual: nn.Module
         )
 
 
+def test_a_transformer_is_fitted_on_images() -> None:
+    """Its layers hand their weights to one fused operation where nobody watches; calibration has to see them run."""
+    model = nn.Sequential(nn.Flatten(2), nn.TransformerEncoderLayer(64, 4, 96, batch_first=True), nn.Flatten()).eval()
+    images = torch.randn(16, 5, 8, 8)
+    layers = survey(model, images)
+    calibration = calibrate(model, layers, images)
+    plan = plan_ranks(layers, RankRatio(0.3), energies=calibration.energies)
+    assert set(plan.factored) == {"1.linear1", "1.linear2"}
+    with torch.no_grad():
+        lost = [
+            float((fuse(convert(model, plan, calibration=data))(images) - model(images)).square().sum())
+            for data in (calibration, None)
+        ]
+    assert lost[0] < 0.9 * lost[1]
+    assert torch.backends.mha.get_fastpath_enabled()
+
+
 @pytest.mark.parametrize("batch_first", [True, False])
 def test_a_transformer_layer_that_reads_weights_of_its_children_converts_and_fuses(batch_first: bool) -> None:
     layer = nn.TransformerEncoderLayer(32, 4, 96, batch_first=batch_first)
