@@ -125,18 +125,21 @@ def is_compressed(path: str | Path) -> bool:
         return False
 
 
-def load_compressed(path: str | Path, build: Callable[[Source], nn.Module]) -> Loaded:
+def load_compressed(path: str | Path, build: Callable[[Source], nn.Module], *, trust: str | None = None) -> Loaded:
     """Reads a compressed checkpoint.
 
     Args:
         path: what `save_compressed` wrote.
         build: makes the plain network from its source.
+        trust: the `package.module:function` that the file may name as its source. A file cannot choose what is
+            imported and called: one that names a function is read only when its reader names the same.
 
     Returns:
         The network in eval mode on the CPU, with bit-equal outputs.
 
     Raises:
-        CheckpointError: no such file, not ours, a newer format, or it does not fit the network.
+        CheckpointError: no such file, not ours, a newer format, it does not fit the network, or it names a function
+            that the caller did not.
     """
     path = Path(path)
     if not path.is_file():
@@ -145,6 +148,7 @@ def load_compressed(path: str | Path, build: Callable[[Source], nn.Module]) -> L
         with safe_open(path, "pt") as file:
             metadata: dict[str, str] = file.metadata() or {}
             source, plan, tied = _read_metadata(path, metadata)
+            _check_source(path, source, trust)
             network = _fit(path, build(source), plan)
             _check_layout(path, network, file, tied)
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
@@ -190,6 +194,16 @@ def _read_metadata(path: Path, metadata: dict[str, str]) -> tuple[Source, Plan, 
         return Source.from_json(metadata["source"]), Plan.from_json(metadata["plan"]), tied
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path}: its metadata does not read ({error}); write the file anew") from error
+
+
+def _check_source(path: Path, source: Source, trust: str | None) -> None:
+    """Refuses to let a file name the code that builds it."""
+    if ":" in source.model and source.model != trust:
+        named = f"not {trust[:200]}" if trust else "which would be imported and called"
+        raise CheckpointError(
+            f"{path}: its network is built by {source.model[:200]}, {named}; if that is a function you know, say so "
+            f"with --trust {source.model[:200]} (trust= in Python)"
+        )
 
 
 def _fit(path: Path, network: nn.Module, plan: Plan) -> nn.Module:

@@ -101,6 +101,16 @@ RandomWeights = Annotated[
     ),
 ]
 
+Trust = Annotated[
+    str | None,
+    Option(
+        metavar="PACKAGE.MODULE:FUNCTION",
+        show_default=False,
+        rich_help_panel=_NETWORK,
+        help="The function of yours that a compressed file may be built by; no other code is run.",
+    ),
+]
+
 Data = Annotated[
     str,
     Option(

@@ -122,6 +122,7 @@ def compress(
         mean=mean,
         std=std,
         random_weights=random_weights,
+        dense=True,
         seed=seed,
     )
     batches = Batches(

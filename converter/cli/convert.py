@@ -124,6 +124,7 @@ def convert(
         mean=mean,
         std=std,
         random_weights=random_weights,
+        dense=True,
         seed=seed,
     )
     made = factorise(

@@ -45,6 +45,7 @@ def evaluate(
     mean: tuple[float, ...] | None = None,
     std: tuple[float, ...] | None = None,
     random_weights: bool = False,
+    trust: str | None = None,
     workers: int = 0,
     download: bool = False,
     seed: int = 0,
@@ -61,6 +62,7 @@ def evaluate(
         batch_size: images in a batch.
         classes, input_shape, mean, std: None for the architecture's own; an `.onnx` of ours says its own.
         random_weights: go on without a checkpoint.
+        trust: `package.module:function` that a compressed file may be built by.
         workers: processes that read images ahead.
         download: let torchvision fetch its data set.
         seed: of the choice of images, and of random weights.
@@ -86,6 +88,7 @@ def evaluate(
         mean=mean,
         std=std,
         random_weights=random_weights,
+        trust=trust,
         seed=seed,
     )
     images = open_data(data, network.classes(), download=download)

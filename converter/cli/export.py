@@ -51,6 +51,7 @@ def export(
     mean: tuple[float, ...] | None = None,
     std: tuple[float, ...] | None = None,
     random_weights: bool = False,
+    trust: str | None = None,
     tolerance: float = 1e-4,
     force: bool = False,
     seed: int = 0,
@@ -64,6 +65,7 @@ def export(
         checkpoint: weights of a named model.
         classes, input_shape, mean, std: None for the architecture's own.
         random_weights: go on without a checkpoint.
+        trust: `package.module:function` that a compressed file may be built by.
         tolerance: largest accepted difference, relative to the output's scale.
         force: write over an existing file.
         seed: of random weights.
@@ -82,6 +84,7 @@ def export(
         mean=mean,
         std=std,
         random_weights=random_weights,
+        trust=trust,
         seed=seed,
     )
     network.classes()

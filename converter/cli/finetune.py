@@ -82,6 +82,7 @@ def finetune(
     augment: str | None = None,
     workers: int = 0,
     download: bool = False,
+    trust: str | None = None,
     force: bool = False,
     seed: int = 0,
     device: str = "auto",
@@ -104,6 +105,7 @@ def finetune(
         augment: none, crop or crop-flip; None for what suits the data.
         workers: processes that read images ahead.
         download: let torchvision fetch its data set.
+        trust: `package.module:function` that the file may be built by.
         force: write over an existing file.
         seed: of shuffling and augmentation.
         device: auto, cpu or cuda.
@@ -134,7 +136,7 @@ def finetune(
     target = check_compressed_target(output, force=force)
     if Path(file).suffix.lower() != ".safetensors":
         raise CliError(f"{file}: is not a compressed .safetensors; make one with dprp convert first")
-    network = open_network(str(file))
+    network = open_network(str(file), trust=trust)
     dense = None if teacher is None else _teacher(network.source, teacher)
     images = open_data(data, network.classes(), download=download)
     batches = Batches(images, network.preprocess, batch_size, seed, workers)

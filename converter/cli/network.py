@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ...models import Preprocess, build, info, load_weights, preprocess_for
-from ..checkpoint import Source, load_compressed
+from ..checkpoint import Source, is_compressed, load_compressed
 from ..probe import evaluating
 from ..surveying import survey
 from .errors import CliError
@@ -66,6 +66,8 @@ def open_network(
     mean: tuple[float, ...] | None = None,
     std: tuple[float, ...] | None = None,
     random_weights: bool = False,
+    trust: str | None = None,
+    dense: bool = False,
     seed: int = 0,
 ) -> Network:
     """Finds or builds a network.
@@ -77,6 +79,8 @@ def open_network(
         input_shape: (channels, height, width); None for the architecture's own.
         mean, std: per channel, or one value for all; None for the architecture's own.
         random_weights: whether a missing checkpoint is meant.
+        trust: `package.module:function` that a compressed checkpoint may be built by.
+        dense: refuse a compressed checkpoint, unread.
         seed: of random weights.
 
     Raises:
@@ -86,6 +90,12 @@ def open_network(
     """
     suffix = Path(model).suffix.lower()
     if suffix == ".safetensors":
+        if dense:
+            raise CliError(
+                "MODEL is compressed already; start from the dense network, or go on with dprp finetune"
+                if is_compressed(model)
+                else f"{model}: is a checkpoint, not a model; give the model's name and --checkpoint {model}"
+            )
         given = {
             "--checkpoint": checkpoint,
             "--classes": classes,
@@ -97,7 +107,7 @@ def open_network(
         extra = [option for option, value in given.items() if value is not None]
         if extra:
             raise CliError(f"{model}: a compressed checkpoint brings its own weights and input; leave {extra[0]} out")
-        loaded = load_compressed(model, build_plain)
+        loaded = load_compressed(model, build_plain, trust=trust)
         return Network(loaded.model, loaded.source, compressed=True)
     if suffix == ".onnx":
         raise CliError(

@@ -94,6 +94,7 @@ def plan(
         mean=mean,
         std=std,
         random_weights=random_weights,
+        dense=True,
         seed=seed,
     )
     planned = plan_network(

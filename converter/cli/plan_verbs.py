@@ -19,6 +19,7 @@ def survey(
     checkpoint: given.Checkpoint = None,
     input: given.Input = None,
     classes: given.Classes = None,
+    trust: given.Trust = None,
     seed: given.Seed = 0,
     device: given.Device = given.DeviceName.AUTO,
     json: given.AsJson = False,
@@ -32,6 +33,7 @@ def survey(
             checkpoint=checkpoint,
             classes=classes,
             input_shape=shape_from(input),
+            trust=trust,
             seed=seed,
             device=device.value,
         )

@@ -16,6 +16,7 @@ def survey(
     checkpoint: Path | str | None = None,
     classes: int | None = None,
     input_shape: tuple[int, int, int] | None = None,
+    trust: str | None = None,
     seed: int = 0,
     device: str = "auto",
 ) -> Survey:
@@ -26,6 +27,7 @@ def survey(
         checkpoint: weights; not needed, as only shapes count.
         classes: outputs; None for the architecture's own.
         input_shape: (channels, height, width); None for the architecture's own.
+        trust: `package.module:function` that a compressed file may be built by.
         seed: of the weights where there is no checkpoint.
         device: auto, cpu or cuda.
 
@@ -35,6 +37,12 @@ def survey(
     where = pick_device(device)
     plain = checkpoint is None and not model.lower().endswith(".safetensors")
     network = open_network(
-        model, checkpoint=checkpoint, classes=classes, input_shape=input_shape, random_weights=plain, seed=seed
+        model,
+        checkpoint=checkpoint,
+        classes=classes,
+        input_shape=input_shape,
+        random_weights=plain,
+        trust=trust,
+        seed=seed,
     )
     return survey_layers(network.model.to(where), network.example().to(where))

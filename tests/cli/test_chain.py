@@ -229,15 +229,16 @@ def test_own_network_and_its_normalisation(dprp: Any, tmp_path: Path, monkeypatc
         "convert", *start, "--mean", "0", "--std", "1", "--ratio", "0.5", "-o", "own.safetensors", "--json"
     ).json()
     assert told["budget"] == "ratio=0.5"
-    source = open_network("own.safetensors").source
+    source = open_network("own.safetensors", trust="my_digits:build").source
     assert (source.input_shape, source.mean, source.std) == ((1, 8, 8), (0.0,), (1.0,))
-    assert dprp("export", "own.safetensors", "-o", "own.onnx").code == 0
+    trust = ("--trust", "my_digits:build")
+    assert dprp("export", "own.safetensors", *trust, "-o", "own.onnx").code == 0
     about = read_metadata("own.onnx")
     assert (about["dprp.input"], about["dprp.mean"], about["dprp.std"]) == ("1x8x8", "0.0", "1.0")
     assert json.loads(about["dprp.layers"]) == told["layers"]
     assert "torch" in json.loads(about["dprp.versions"])
     right = dprp("evaluate", "own.onnx", "--data", "digits", "--json")
-    assert right.json() == dprp("evaluate", "own.safetensors", "--data", "digits", "--json").json()
+    assert right.json() == dprp("evaluate", "own.safetensors", *trust, "--data", "digits", "--json").json()
     assert "ImageNet" not in right.err
     wrong = dprp("evaluate", "own.onnx", "--mean", "5", "--std", "0.1", "--data", "digits", "--json").json()
     assert wrong["top1"] < right.json()["top1"] - 5

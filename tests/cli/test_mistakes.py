@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 from collections.abc import Callable
 from pathlib import Path
@@ -9,6 +10,8 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 
 from dprp.models import DIGITS_WEIGHTS, build
 
@@ -256,3 +259,31 @@ def test_options(refused: Refused, small: Path, onnx: Path, command: str, says: 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
 def test_no_gpu(refused: Refused) -> None:
     refused("survey digits_cnn --device cuda", "--device cuda: torch finds no GPU")
+
+
+@pytest.mark.parametrize(
+    "verb",
+    [
+        "survey {file}",
+        "evaluate {file} --data digits",
+        "export {file} -o new.onnx",
+        "finetune {file} --data digits --epochs 1 -o new.safetensors",
+        "convert {file} -o new.safetensors --rank 4",
+        "plan {file} --rank 4",
+        "compress {file} --data digits --budget macs=0.5 --epochs 1 -o new",
+    ],
+)
+def test_a_file_that_names_code_runs_none(
+    dprp: Any, small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, verb: str
+) -> None:
+    """`os:abort` would end this very process."""
+    with safe_open(small, "pt") as file:
+        metadata, tensors = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    metadata["source"] = json.dumps(json.loads(metadata["source"]) | {"model": "os:abort"})
+    monkeypatch.chdir(tmp_path)
+    evil = tmp_path / "evil.safetensors"
+    save_file(tensors, evil, metadata)
+    run = dprp(*verb.format(file=evil).split())
+    assert run.code == 2
+    assert "is built by os:abort, which would be imported and called" in run.err or "compressed already" in run.err
+    assert sorted(tmp_path.iterdir()) == [evil]

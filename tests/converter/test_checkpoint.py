@@ -52,7 +52,7 @@ def file(compressed: nn.Module, tmp_path: Path) -> Path:
 
 
 def test_outputs_are_bit_equal(compressed: nn.Module, file: Path) -> None:
-    loaded = load_compressed(file, build)
+    loaded = load_compressed(file, build, trust=SOURCE.model)
     x = torch.randn(2, 3, 16, 16)
     assert torch.equal(loaded.model(x), compressed(x))
     assert loaded.plan == plan_of(loaded.model) == plan_of(compressed)
@@ -106,7 +106,7 @@ def test_what_is_refused(
     file: Path, change: Callable[[dict[str, torch.Tensor], dict[str, str]], None], message: str
 ) -> None:
     with pytest.raises(CheckpointError, match=message) as caught:
-        load_compressed(rewritten(file, change), build)
+        load_compressed(rewritten(file, change), build, trust=SOURCE.model)
     assert str(caught.value).startswith(f"{file}: ")
 
 
@@ -115,7 +115,7 @@ def test_files_that_are_none(file: Path, tmp_path: Path) -> None:
         load_compressed(tmp_path / "gone.safetensors", build)
     file.write_bytes(file.read_bytes()[:-100])
     with pytest.raises(CheckpointError, match=r"does not read as safetensors .*; the file is damaged"):
-        load_compressed(file, build)
+        load_compressed(file, build, trust=SOURCE.model)
     assert not is_compressed(file)
 
 
@@ -152,7 +152,7 @@ def test_what_is_saved_loads(tmp_path: Path) -> None:
     model = Masked().eval()
     new = convert(model, plan_ranks(survey(model, torch.zeros(1, 3, 16, 16)), MacBudget(0.5), rank_multiple=2))
     save_compressed(new, SOURCE, tmp_path / "masked.safetensors")
-    loaded = load_compressed(tmp_path / "masked.safetensors", lambda _source: Masked())
+    loaded = load_compressed(tmp_path / "masked.safetensors", lambda _source: Masked(), trust=SOURCE.model)
     x = torch.randn(2, 3, 16, 16)
     assert torch.equal(loaded.model(x), new(x))
 
@@ -178,4 +178,14 @@ def test_a_network_converted_twice_saves_and_loads(residual: nn.Module, tmp_path
     assert plan.total(Unit.MACS) == survey(twice, example).macs
     save_compressed(twice, SOURCE, tmp_path / "twice.safetensors")
     x = torch.randn(2, 3, 16, 16)
-    assert torch.equal(load_compressed(tmp_path / "twice.safetensors", build).model(x), twice(x))
+    loaded = load_compressed(tmp_path / "twice.safetensors", build, trust=SOURCE.model)
+    assert torch.equal(loaded.model(x), twice(x))
+
+
+@pytest.mark.parametrize("trust", [None, "", "own:residual", "own", "os:system"])
+def test_a_file_chooses_no_code(file: Path, trust: str | None) -> None:
+    def build(_source: Source) -> nn.Module:
+        raise AssertionError("built")
+
+    with pytest.raises(CheckpointError, match=r"is built by own:Residual, .*; if that is .* --trust own:Residual"):
+        load_compressed(file, build, trust=trust)
