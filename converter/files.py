@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from .errors import CheckpointError
+from .leftovers import abandoned, held, synced
 
 
 def check_target(path: Path, *, force: bool) -> None:
@@ -29,17 +30,24 @@ def written_whole(path: Path, *, force: bool) -> Iterator[Path]:
         CheckpointError: the file may not be written.
     """
     check_target(path, force=force)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=path.suffix, dir=path.parent)
+    prefix = f".{path.name}.dprp-"
+    for leftover in path.parent.iterdir():  # of a run that was killed
+        if leftover.name.startswith(prefix) and leftover.is_file() and abandoned(leftover):
+            leftover.unlink(missing_ok=True)
+    handle, name = tempfile.mkstemp(prefix=prefix, suffix=path.suffix, dir=path.parent)
     os.close(handle)
     temporary = Path(name)
-    try:
-        yield temporary
-        temporary.chmod(0o666 & ~_umask())  # mkstemp keeps the file to its owner
-        temporary.replace(path)
-    except OSError as error:
-        raise CheckpointError(f"{path}: cannot be written ({error.strerror}); nothing was changed") from error
-    finally:
-        temporary.unlink(missing_ok=True)
+    with held(temporary):
+        try:
+            yield temporary
+            temporary.chmod(0o666 & ~_umask())  # mkstemp keeps the file to its owner
+            synced(temporary)
+            temporary.replace(path)
+            synced(path.parent)
+        except OSError as error:
+            raise CheckpointError(f"{path}: cannot be written ({error.strerror}); nothing was changed") from error
+        finally:
+            temporary.unlink(missing_ok=True)
 
 
 def _umask() -> int:

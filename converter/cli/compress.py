@@ -57,6 +57,7 @@ def compress(
     seed: int = 0,
     device: str = "auto",
     quiet: bool = False,
+    made_by: str = "compress",
 ) -> Summary:
     """Compresses, fine-tunes, fuses, exports, verifies, scores and times a network.
 
@@ -84,6 +85,7 @@ def compress(
         seed: of all random numbers.
         device: auto, cpu or cuda, for all but the ONNX files.
         quiet: show neither notes nor a progress bar.
+        made_by: the verb that the summary names; `demo` is this one with its own network and images.
 
     Returns:
         Dense against compressed.
@@ -177,6 +179,7 @@ def compress(
             seed=seed,
             threads=threads,
             folder=folder,
+            made_by=made_by,
         )
         (work / SUMMARY).write_text(json.dumps(summary.to_dict(), indent=1) + "\n", encoding="utf-8")
     return summary

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import torch
@@ -10,11 +9,12 @@ import torch
 from ...models import DIGITS_WEIGHTS
 from .compress import compress
 from .errors import CliError
-from .folder import SUMMARY, is_ours
+from .folder import is_empty, made_by
 from .summary import Summary
 
 MODEL = "digits_cnn"
 EPOCHS = 5
+VERB = "demo"
 
 
 def demo(*, output: Path | str = "dprp-demo", seed: int = 0, device: str = "auto", quiet: bool = False) -> Summary:
@@ -34,7 +34,7 @@ def demo(*, output: Path | str = "dprp-demo", seed: int = 0, device: str = "auto
         DataError: scikit-learn is not installed.
     """
     folder = Path(output)
-    if folder.exists() and not _from_demo(folder):
+    if folder.exists() and not is_empty(folder) and made_by(folder) != VERB:
         raise CliError(f"{folder}: holds something else than an earlier demo's files; pass -o with another folder")
     threads = torch.get_num_threads()
     # On maps of 8 x 8 a second thread gains a fifth, and on a busy machine makes it many times slower.
@@ -52,17 +52,7 @@ def demo(*, output: Path | str = "dprp-demo", seed: int = 0, device: str = "auto
             seed=seed,
             device=device,
             quiet=quiet,
+            made_by=VERB,
         )
     finally:
         torch.set_num_threads(threads)
-
-
-def _from_demo(folder: Path) -> bool:
-    """Whether a folder is empty or holds an earlier demo's files and nothing else."""
-    if not is_ours(folder):
-        return False
-    summary = folder / SUMMARY
-    try:
-        return not summary.exists() or json.loads(summary.read_text(encoding="utf-8"))["model"] == MODEL
-    except (ValueError, KeyError, TypeError):
-        return False

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from ..leftovers import abandoned, held, synced
 from .errors import CliError
 
 PLAN = "plan.json"
@@ -17,13 +20,30 @@ COMPRESSED_ONNX = "compressed.onnx"
 SUMMARY = "summary.json"
 FILES = frozenset({PLAN, COMPRESSED, DENSE_ONNX, COMPRESSED_ONNX, SUMMARY})
 
+_OLD, _NEW = "old", "new"
+_LARGEST_SUMMARY = 2**20
 
-def is_ours(path: Path) -> bool:
-    """Whether a folder holds what an earlier run left, and nothing else; an empty one counts as well."""
-    if not path.is_dir():
-        return False
-    names = {entry.name for entry in path.iterdir()}
-    return not names or (SUMMARY in names and names <= FILES)
+
+def made_by(path: Path) -> str | None:
+    """The verb that left a result folder, or None where none did.
+
+    A result is known by the random id in its summary: a folder of yours with files of the same names has none.
+    """
+    summary = path / SUMMARY
+    try:
+        if not summary.is_file() or summary.stat().st_size > _LARGEST_SUMMARY:
+            return None
+        told = json.loads(summary.read_text(encoding="utf-8"))
+        verb, mark = told["made_by"], told["result_id"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return None
+    known = isinstance(verb, str) and isinstance(mark, str) and re.fullmatch(r"[0-9a-f]{32}", mark)
+    return verb if known else None
+
+
+def is_empty(path: Path) -> bool:
+    """Whether a folder has nothing in it."""
+    return path.is_dir() and not any(path.iterdir())
 
 
 def check_folder(path: Path, *, force: bool) -> None:
@@ -38,38 +58,68 @@ def check_folder(path: Path, *, force: bool) -> None:
         raise CliError(f"{path}: is a file; give the name of a folder")
     if path.exists() and not force:
         raise CliError(f"{path}: exists already; pass --force (force=True) to replace it")
-    if path.exists() and not is_ours(path):
-        strangers = sorted({entry.name for entry in path.iterdir()} - FILES)
-        what = (
-            f"holds {strangers[0]}, which dprp did not write"
-            if strangers
-            else f"has no {SUMMARY}, so it is not dprp's"
-        )
-        raise CliError(f"{path}: {what}; give another folder")
+    if not path.exists() or is_empty(path):
+        return
+    strangers = sorted({entry.name for entry in path.iterdir()} - FILES)
+    if strangers:
+        raise CliError(f"{path}: holds {strangers[0]}, which dprp did not write; give another folder")
+    if made_by(path) is None:
+        raise CliError(f"{path}: has no {SUMMARY} with a result_id, so it is not dprp's; give another folder")
 
 
 @contextmanager
 def made_whole(path: Path, *, force: bool) -> Iterator[Path]:
     """A temporary folder beside `path` that takes its place when the block ends well, and goes away otherwise.
 
+    Whatever ends the block or this function, the older result or the whole new one is at `path`; if the process is
+    killed between the two renames, the next run puts the older one back.
+
     Raises:
         CliError: the folder may not be written.
     """
     path = path.resolve()
+    if path.parent.is_dir():
+        _clear_leftovers(path)
     check_folder(path, force=force)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
-    made, old = temporary / "new", temporary / "old"
+    temporary = Path(tempfile.mkdtemp(prefix=_prefix(path), dir=path.parent))
+    with held(temporary):
+        try:
+            made = temporary / _NEW
+            made.mkdir()  # a folder of its own: mkdtemp keeps the outer one to its owner
+            yield made
+            check_folder(path, force=force)  # somebody else may have come first
+            for entry in (*made.iterdir(), made):
+                synced(entry)
+            _put(made, path, temporary / _OLD)
+            synced(path.parent)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)  # and the old result with it, last of all
+
+
+def _put(made: Path, path: Path, old: Path) -> None:
     try:
-        made.mkdir()  # a folder of its own: mkdtemp keeps the outer one to its owner
-        yield made
-        check_folder(path, force=force)  # somebody else may have come first
         if path.exists():
             path.rename(old)
-        try:
-            made.rename(path)
-        except OSError:
-            if old.exists():
-                old.rename(path)
-            raise
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        made.rename(path)
+    except BaseException:  # an interrupt between the two as well
+        if old.exists() and not path.exists():
+            old.rename(path)
+        raise
+
+
+def _clear_leftovers(path: Path) -> None:
+    """Undoes what a killed run left half done, unless it runs on."""
+    for leftover in path.parent.glob(f"{_glob_escaped(_prefix(path))}*"):
+        if not leftover.is_dir() or leftover.is_symlink() or not abandoned(leftover):
+            continue
+        if (leftover / _OLD).is_dir() and not path.exists():
+            (leftover / _OLD).rename(path)
+        shutil.rmtree(leftover, ignore_errors=True)
+
+
+def _prefix(path: Path) -> str:
+    return f".{path.name}.dprp-"
+
+
+def _glob_escaped(text: str) -> str:
+    return re.sub(r"([*?[])", r"[\1]", text)

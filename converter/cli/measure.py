@@ -25,6 +25,7 @@ def summarise(
     seed: int,
     threads: int,
     folder: Path,
+    made_by: str,
 ) -> Summary:
     """Scores and times both files.
 
@@ -36,6 +37,7 @@ def summarise(
         model, budget, epochs, seed: as the user gave them.
         threads: of ONNX Runtime.
         folder: where the files will be.
+        made_by: the verb.
 
     Raises:
         ExportError: a file cannot be scored or timed.
@@ -74,4 +76,5 @@ def summarise(
         notes=(*remarks(dense, compressed, speedup), *timed.notes),
         versions=versions(),
         folder=folder,
+        made_by=made_by,
     )

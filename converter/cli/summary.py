@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+import secrets
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -47,6 +48,8 @@ class Summary:
         notes: what a reader of the figures ought to know.
         versions: of what the result depends on.
         folder: where the files are.
+        made_by: the verb.
+        result_id: 32 random hexadecimal digits, by which a result folder is known as dprp's.
     """
 
     model: str
@@ -63,6 +66,8 @@ class Summary:
     notes: tuple[str, ...]
     versions: dict[str, str]
     folder: Path
+    made_by: str = "compress"
+    result_id: str = field(default_factory=lambda: secrets.token_hex(16))
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""

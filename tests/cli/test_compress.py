@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,8 @@ import pytest
 from dprp.converter import Plan, Unit, load_compressed
 from dprp.converter.cli import compress as module
 from dprp.converter.cli.compress import compress
+from dprp.converter.cli.errors import CliError
+from dprp.converter.cli.folder import made_whole
 from dprp.converter.cli.network import build_plain
 from dprp.converter.cli.summary import Figures, Summary, remarks
 from dprp.export import ExportError, onnx_macs
@@ -133,12 +137,100 @@ def test_a_failure_half_way_leaves_nothing(
     assert run.out == ""
     assert _names(tmp_path) == []
 
-    (tmp_path / "out").mkdir()
-    for name in FILES:
-        (tmp_path / "out" / name).write_text("old")
+    old = _older_result(tmp_path / "out")
     assert dprp(*START, "--epochs", 0, "-o", tmp_path / "out", "--force").code == code
     assert _names(tmp_path) == ["out"]
-    assert {(tmp_path / "out" / name).read_text() for name in FILES} == {"old"}
+    assert {(tmp_path / "out" / name).read_text() for name in FILES} == {old}
+
+
+def _older_result(folder: Path) -> str:
+    """A folder as an earlier run left it; returns the text of each of its files."""
+    folder.mkdir()
+    text = json.dumps({"made_by": "compress", "result_id": "0" * 32})
+    for name in FILES:
+        (folder / name).write_text(text)
+    return text
+
+
+@pytest.mark.parametrize(
+    "summary", ["mine", "{}", '{"model": "digits_cnn"}', '{"made_by": "compress", "result_id": 1}']
+)
+@pytest.mark.parametrize("verb", ["compress", "demo"])
+def test_a_folder_of_ones_own_is_never_replaced(dprp: Any, tmp_path: Path, summary: str, verb: str) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "summary.json").write_text(summary)
+    command = (*START, "--epochs", 0, "--force") if verb == "compress" else ("demo",)
+    run = dprp(*command, "-o", tmp_path / "out")
+    assert run.code == 2
+    assert "not dprp's" in run.err or "something else than an earlier demo's" in run.err
+    assert (tmp_path / "out" / "summary.json").read_text() == summary
+
+
+def test_the_demo_replaces_no_result_of_compress(dprp: Any, tmp_path: Path) -> None:
+    text = _older_result(tmp_path / "out")
+    assert dprp("demo", "-o", tmp_path / "out").code == 2
+    assert (tmp_path / "out" / "summary.json").read_text() == text
+
+
+@pytest.mark.parametrize("fails", [0, 1])
+def test_an_interrupt_at_either_rename_keeps_the_older_result(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: int
+) -> None:
+    text = _older_result(tmp_path / "out")
+    renames = 0
+    rename = Path.rename
+
+    def interrupted(self: Path, target: Path) -> Path:
+        nonlocal renames
+        renames += 1
+        if renames == fails + 1:
+            raise KeyboardInterrupt
+        return rename(self, target)
+
+    with pytest.raises(KeyboardInterrupt), made_whole(tmp_path / "out", force=True) as work:  # noqa: PT012
+        (work / "summary.json").write_text("new")
+        monkeypatch.setattr(Path, "rename", interrupted)
+    assert _names(tmp_path) == ["out"]
+    assert (tmp_path / "out" / "summary.json").read_text() == text
+
+
+KILLED = """
+import os, sys
+from pathlib import Path
+from dprp.converter.cli import folder
+rename, renames = Path.rename, 0
+def killed(self, target):
+    global renames
+    renames += 1
+    if renames > int(sys.argv[2]):
+        os.kill(os.getpid(), 9)
+    return rename(self, target)
+with folder.made_whole(Path(sys.argv[1]), force=True) as work:
+    (work / "summary.json").write_text("new")
+    Path.rename = killed
+"""
+
+
+@pytest.mark.parametrize("renames", [0, 1])
+def test_the_next_run_mends_what_a_killed_one_left(tmp_path: Path, renames: int) -> None:
+    text = _older_result(tmp_path / "out")
+    done = subprocess.run([sys.executable, "-c", KILLED, tmp_path / "out", str(renames)], check=False)
+    assert done.returncode == -9
+    assert len(_names(tmp_path)) == (1 if renames else 2)  # the older result is in the temporary folder, or beside it
+    with pytest.raises(CliError, match="exists already"), made_whole(tmp_path / "out", force=False):
+        pass
+    assert _names(tmp_path) == ["out"]
+    assert (tmp_path / "out" / "summary.json").read_text() == text
+
+
+def test_a_run_that_goes_on_is_not_taken_for_a_killed_one(tmp_path: Path) -> None:
+    with made_whole(tmp_path / "out", force=False) as one:
+        (one / "summary.json").write_text("one")
+        with made_whole(tmp_path / "out", force=False) as other:
+            (other / "summary.json").write_text(json.dumps({"made_by": "compress", "result_id": "1" * 32}))
+        assert (one / "summary.json").read_text() == "one"
+        shutil.rmtree(tmp_path / "out")
+    assert (tmp_path / "out" / "summary.json").read_text() == "one"
 
 
 def test_a_bug_is_not_hidden(dprp: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
