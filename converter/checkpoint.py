@@ -118,6 +118,8 @@ def save_compressed(model: nn.Module, source: Source, path: str | Path, *, force
 
 def is_compressed(path: str | Path) -> bool:
     """Whether a file is a compressed checkpoint of ours (a plain safetensors file is not)."""
+    if not Path(path).is_file():  # a FIFO would be waited for
+        return False
     try:
         with safe_open(path, "pt") as file:
             return "dprp_format" in (file.metadata() or {})

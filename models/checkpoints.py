@@ -6,6 +6,7 @@ A `.pth` file is a pickle, and a pickle can run code: files are only ever read w
 import pickle
 import re
 import warnings
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -20,6 +21,12 @@ PICKLE_SUFFIXES = (".pth", ".th", ".pt")
 SAFETENSORS_SUFFIX = ".safetensors"
 _WRAPPERS = ("state_dict", "model_state_dict", "model")
 _PREFIXES = ("module.", "_orig_mod.")
+_DTYPES = frozenset(
+    {torch.float16, torch.bfloat16, torch.float32, torch.float64}
+    | {torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, torch.bool}
+)
+_LARGEST_RATIO = 10
+_MOST_WRAPPERS = 8
 _REFUSED_NAME = re.compile(r"GLOBAL (\S+)|Unsupported class (\S+)")
 _OLD_DENSENET_KEY = re.compile(r"^(.*denselayer\d+\.(?:norm|conv))\.([12]\.\w+)$")
 
@@ -80,6 +87,8 @@ def _check_file(path: Path) -> None:
         raise WeightsError(f"{path}: no such file; pass the path of a checkpoint ({known}).")
     if path.is_dir():
         raise WeightsError(f"{path}: is a directory; pass a checkpoint file inside it ({known}).")
+    if not path.is_file():  # a FIFO would be waited for, a device read for ever
+        raise WeightsError(f"{path}: is not a regular file; pass the path of a checkpoint ({known}).")
     if _suffix(path) not in (*PICKLE_SUFFIXES, SAFETENSORS_SUFFIX):
         raise WeightsError(f"{path}: unknown kind of checkpoint {path.suffix!r}; known are {known}.")
     try:
@@ -105,7 +114,24 @@ def _read_safetensors(path: Path) -> Mapping[str, object]:
         raise _corrupt(path, str(error)) from error
 
 
+def _check_archive(path: Path) -> None:
+    """Refuses an archive that would unpack to far more than it is: torch stores tensors as they are."""
+    if not zipfile.is_zipfile(path):
+        return  # the older format, or something that torch will refuse
+    try:
+        with zipfile.ZipFile(path) as archive:
+            unpacked = sum(entry.file_size for entry in archive.infolist())
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
+        raise _corrupt(path, str(error)) from error
+    if unpacked > _LARGEST_RATIO * path.stat().st_size:
+        raise WeightsError(
+            f"{path}: {path.stat().st_size:,} bytes claim to hold {unpacked:,}; no checkpoint is packed so tightly, "
+            f"so it was refused; re-save it with torch.save(model.state_dict(), path)."
+        )
+
+
 def _read_pickle(path: Path) -> object:
+    _check_archive(path)
     try:
         with warnings.catch_warnings():
             # torch warns about pickle protocols and TorchScript before it refuses; the refusal is enough.
@@ -142,7 +168,9 @@ def _corrupt(path: Path, reason: str) -> WeightsError:
 
 
 def _tensors_in(path: Path, content: object) -> dict[str, Tensor]:
-    while isinstance(content, Mapping):
+    for _ in range(_MOST_WRAPPERS):  # a dictionary may hold itself
+        if not isinstance(content, Mapping):
+            break
         wrapper = next((name for name in _WRAPPERS if isinstance(content.get(name), Mapping)), None)
         if wrapper is None:
             break
@@ -172,6 +200,17 @@ def _check_tensor(path: Path, key: str, tensor: Tensor) -> None:
         raise WeightsError(
             f"{path}: {key} is quantised, sparse or without data; only plain tensors are allowed; save the "
             f"float model's state dict."
+        )
+    if tensor.dtype not in _DTYPES:
+        kind = str(tensor.dtype).removeprefix("torch.")
+        raise WeightsError(
+            f"{path}: {key} is {kind}; weights are float16, bfloat16, float32 or float64, counters whole numbers; "
+            f"convert it before saving."
+        )
+    if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
+        raise WeightsError(
+            f"{path}: {key} claims shape {tuple(tensor.shape)} on {tensor.untyped_storage().nbytes():,} bytes of "
+            f"data, as expanded tensors do; save tensor.contiguous() instead."
         )
     if tensor.is_floating_point() and not torch.isfinite(tensor.float()).all():
         raise WeightsError(

@@ -120,7 +120,7 @@ Data = Annotated[
         help="digits, npz:FILE, folder:DIR, or a torchvision set as cifar10:ROOT.",
     ),
 ]
-BatchSize = Annotated[int, Option(min=1, rich_help_panel=_DATA, help="Images in a batch.")]
+BatchSize = Annotated[int, Option(min=1, max=65_536, rich_help_panel=_DATA, help="Images in a batch.")]
 Limit = Annotated[
     int | None, Option(min=1, show_default=False, rich_help_panel=_DATA, help="Use so many test images, at random.")
 ]
@@ -231,6 +231,8 @@ OptionalOutput = Annotated[
 OutputFolder = Annotated[Path, Option("--output", "-o", help="Folder to write.")]
 Force = Annotated[bool, Option("--force", help="Write over what is there.")]
 AsJson = Annotated[bool, Option("--json", help="One JSON document on stdout, for machines.")]
-Seed = Annotated[int, Option(rich_help_panel=_MACHINE, help="Of the random numbers.")]
+Seed = Annotated[int, Option(min=0, max=2**63 - 1, rich_help_panel=_MACHINE, help="Of the random numbers.")]
 Device = Annotated[DeviceName, Option(rich_help_panel=_MACHINE, help="Where to compute.")]
-Threads = Annotated[int, Option(min=1, rich_help_panel=_MACHINE, help="ONNX Runtime's, where latency is measured.")]
+Threads = Annotated[
+    int, Option(min=1, max=1024, rich_help_panel=_MACHINE, help="ONNX Runtime's, where latency is measured.")
+]

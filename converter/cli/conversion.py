@@ -23,6 +23,7 @@ from .network import Network
 from .times import time_layers
 
 CALIBRATION_IMAGES = 2000
+_LARGEST_PLAN = 64 * 2**20
 BASE_FORMS = (Form.CHANNEL, Form.POINTWISE, Form.SPATIAL)
 
 
@@ -185,6 +186,12 @@ def read_plan(path: Path | str) -> Plan:
         CliError: no such file, or not a plan.
     """
     path = Path(path)
+    if path.exists() and not path.is_file():
+        raise CliError(f"{path}: is not a regular file; give a plan that dprp plan or convert wrote")
+    if path.exists() and path.stat().st_size > _LARGEST_PLAN:
+        raise CliError(
+            f"{path}: has {path.stat().st_size:,} bytes, a plan has at most {_LARGEST_PLAN:,}; check the path"
+        )
     try:
         return Plan.from_json(path.read_text(encoding="utf-8"))
     except OSError as error:

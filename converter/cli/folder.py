@@ -64,7 +64,8 @@ def check_folder(path: Path, *, force: bool) -> None:
     if strangers:
         raise CliError(f"{path}: holds {strangers[0]}, which dprp did not write; give another folder")
     if made_by(path) is None:
-        raise CliError(f"{path}: has no {SUMMARY} with a result_id, so it is not dprp's; give another folder")
+        what = f"its {SUMMARY} has no result_id" if (path / SUMMARY).exists() else f"has no {SUMMARY}"
+        raise CliError(f"{path}: {what}, so it is not dprp's; give another folder")
 
 
 @contextmanager

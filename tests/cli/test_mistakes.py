@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
 from collections.abc import Callable
 from pathlib import Path
@@ -287,3 +288,42 @@ def test_a_file_that_names_code_runs_none(
     assert run.code == 2
     assert "is built by os:abort, which would be imported and called" in run.err or "compressed already" in run.err
     assert sorted(tmp_path.iterdir()) == [evil]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ("--seed -1", "--seed"),
+        ("--seed 9223372036854775808", "--seed"),
+        ("--batch-size 70000", "--batch-size"),
+        ("--input 3x99999x3", "--input '3x99999x3' is too large; sides are 1..65,536"),
+        ("--input 3x60000x60000", "is too large"),
+        (f"--input 3x{'9' * 5000}x3", "is not CHANNELSxHEIGHTxWIDTH"),
+    ],
+)
+def test_numbers_that_make_no_sense(refused: Refused, arguments: str, says: str) -> None:
+    refused(f"evaluate digits_cnn --random-weights --data digits {arguments}", says)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="FIFOs are a thing of POSIX")
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        "convert digits_cnn --random-weights --plan {fifo} -o out.safetensors",
+        "survey {fifo}.safetensors",
+        "convert {fifo}.safetensors --rank 4 -o out.safetensors",
+        "evaluate digits_cnn --checkpoint {fifo}.pth --data digits",
+        "evaluate {fifo}.onnx --data digits",
+        "evaluate digits_cnn --random-weights --data npz:{fifo}.npz",
+    ],
+)
+def test_a_fifo_is_refused_and_not_waited_for(refused: Refused, tmp_path: Path, arguments: str) -> None:
+    for suffix in ("", ".safetensors", ".pth", ".onnx", ".npz"):
+        os.mkfifo(tmp_path / f"pipe{suffix}")
+    refused(arguments, fifo="pipe")
+
+
+def test_a_plan_of_endless_length_is_not_read(refused: Refused) -> None:
+    refused(
+        "convert digits_cnn --random-weights --plan /dev/zero -o o.safetensors", "/dev/zero: is not a regular file"
+    )

@@ -1,5 +1,6 @@
 import os
 import pickle
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -247,3 +248,42 @@ def test_two_layers_of_another_shape_are_not_called_a_head(tmp_path: Path) -> No
 def test_torchvision_checkpoints_load(shared_checkpoints: Path) -> None:
     for name in ("squeezenet1_1", "mobilenet_v2"):
         load_weights(build(name), shared_checkpoints / f"{name}.pth")
+
+
+def test_a_dictionary_that_holds_itself_ends(tmp_path: Path) -> None:
+    content: dict[str, object] = {"epoch": 1}
+    content["state_dict"] = content
+    torch.save(content, tmp_path / "w.pth")
+    with pytest.raises(WeightsError, match="holds no tensors, only epoch, state_dict"):
+        read_state_dict(tmp_path / "w.pth")
+
+
+def test_an_expanded_tensor_is_not_unfolded(tmp_path: Path) -> None:
+    torch.save({"w": torch.ones(1).expand(100_000, 100_000)}, tmp_path / "w.pth")
+    with pytest.raises(WeightsError, match=r"w claims shape \(100000, 100000\) on 4 bytes of data, as expanded"):
+        read_state_dict(tmp_path / "w.pth")
+
+
+def test_an_archive_that_unpacks_to_far_more_is_refused_unread(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with zipfile.ZipFile(tmp_path / "w.pth", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("w/data.pkl", b"")
+        archive.writestr("w/data/0", bytes(20_000_000))
+    monkeypatch.setattr(torch, "load", lambda *_, **__: pytest.fail("read"))
+    with pytest.raises(WeightsError, match=r"bytes claim to hold 20,000,000; no checkpoint is packed so tightly"):
+        read_state_dict(tmp_path / "w.pth")
+
+
+@pytest.mark.parametrize("dtype", [torch.complex64, torch.float8_e4m3fn, torch.float8_e5m2])
+def test_other_kinds_of_numbers_are_refused_by_name(tmp_path: Path, dtype: torch.dtype) -> None:
+    torch.save({"w": torch.ones(3).to(dtype)}, tmp_path / "w.pth")
+    with pytest.raises(WeightsError, match=rf"w is {str(dtype).removeprefix('torch.')}; weights are float16"):
+        read_state_dict(tmp_path / "w.pth")
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="FIFOs are a thing of POSIX")
+def test_a_fifo_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "w.pth")
+    with pytest.raises(WeightsError, match=r"w\.pth: is not a regular file"):
+        read_state_dict(tmp_path / "w.pth")
