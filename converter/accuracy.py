@@ -48,6 +48,11 @@ def evaluate(model: nn.Module, batches: Batches) -> Accuracy:
                     "the model does not give one row of class scores an image "
                     f"(got {type(outputs).__name__} for {len(labels)} images); only classifiers can be evaluated"
                 )
+            if not bool(outputs.isfinite().all()):
+                raise ModelError(
+                    "the model's scores are not finite on these images; a top-1 of them would mean nothing: check "
+                    "its weights and the scale of the images"
+                )
             right += int((outputs.argmax(1).cpu() == labels.cpu()).sum())
             images += len(labels)
     if images == 0:

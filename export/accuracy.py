@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from .errors import DataError
 from .session import Array, infer, open_session
 
@@ -68,6 +70,11 @@ def _check(logits: Array, labels: Array, images: int, name: str) -> None:
         raise DataError(
             f"{name}: output of shape {logits.shape} for {images} images is not ({images}, classes). "
             f"Only a classifier has a top-1."
+        )
+    if not np.isfinite(logits).all():
+        raise DataError(
+            f"{name}: its scores are not finite on these images, so that a top-1 would mean nothing. "
+            f"Check its weights and the scale of the images."
         )
     if labels.shape != (images,) or labels.dtype.kind not in "iu":
         raise DataError(

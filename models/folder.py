@@ -157,10 +157,19 @@ def _read_gray(path: str) -> Image.Image:
 
 def _read(path: str, mode: str) -> Image.Image:
     try:
-        with Image.open(path) as image:
+        with Image.open(path) as image:  # Pillow refuses images of 180 million pixels and more
+            if image.mode[0] in "IF":
+                raise DataError(
+                    f"{path}: has pixels of mode {image.mode}, which would be cut off at 255; save it with 8 bits a "
+                    f"channel."
+                )
             # Pillow warns when a palette with transparency goes to RGB directly.
             source = image.convert("RGBA") if "transparency" in image.info else image
             converted: Image.Image = source.convert(mode)
             return converted
-    except OSError as error:
+    except Image.DecompressionBombError as error:
+        raise DataError(f"{path}: unpacks to more pixels than any photograph has; replace or delete it.") from error
+    except DataError:
+        raise
+    except (OSError, ValueError, SyntaxError) as error:
         raise DataError(f"{path}: cannot be read as an image; replace or delete the file.") from error

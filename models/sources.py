@@ -20,6 +20,8 @@ _DIGITS_TEST_PER_CLASS = 50
 
 _Array = npt.NDArray[np.generic]
 
+_LARGEST_LABEL = 2**31 - 1
+
 
 def read_digits() -> ArrayData:
     """scikit-learn's 1,797 bundled digits, 1 x 8 x 8, split once and for all: 1,297 to train, 500 to test.
@@ -78,7 +80,11 @@ def read_npz(spec: str, path: Path) -> ArrayData:
             found = {name: archive[name] for name in NPZ_NAMES}
     except DataError:
         raise
-    except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile, zlib.error) as error:
+    except MemoryError as error:
+        raise DataError(
+            f"{spec}: claims arrays larger than this machine's memory; it is damaged, or needs a larger machine."
+        ) from error
+    except (OSError, EOFError, ValueError, KeyError, NotImplementedError, zipfile.BadZipFile, zlib.error) as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise DataError(f"{spec}: is no readable .npz file ({reason[:120]}); save it again.") from error
     train = to_arrays(spec, "train", found["x_train"], found["y_train"])
@@ -172,6 +178,8 @@ def to_arrays(spec: str, split: str, images: _Array, labels: _Array) -> Arrays:
         raise DataError(f"{y} is {labels.dtype}; it must be integers, the class of each image from 0 up.")
     if labels.shape != (len(images),):
         raise DataError(f"{y} is {labels.shape} for {len(images)} images; it must be ({len(images)},).")
+    if int(labels.max()) > _LARGEST_LABEL:  # as unsigned 64-bit numbers, they would become negative
+        raise DataError(f"{y} holds the label {labels.max()}; labels count the classes, up to {_LARGEST_LABEL:,}.")
     if labels.min() < 0:
         raise DataError(f"{y} holds the label {labels.min()}; labels count from 0 up.")
     channels_last = images if images.ndim == 4 else images[..., None]

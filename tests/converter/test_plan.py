@@ -23,6 +23,7 @@ from dprp.converter import (
     RankRatio,
     Unit,
     convert,
+    evaluate,
     headroom,
     parse_budget,
     plan_of,
@@ -253,3 +254,10 @@ def test_budgets_that_make_no_sense(text: str, message: str) -> None:
 def test_budget_reads() -> None:
     assert parse_budget("macs=0.5") == MacBudget(0.5)
     assert parse_budget("Params=1") == ParamBudget(1.0)
+
+
+def test_scores_that_are_not_finite_are_no_accuracy(residual: nn.Module) -> None:
+    with torch.no_grad():
+        residual.head.weight[0, 0] = float("nan")
+    with pytest.raises(ModelError, match="the model's scores are not finite on these images"):
+        evaluate(residual, [(torch.randn(4, 3, 16, 16), torch.zeros(4, dtype=torch.int64))])

@@ -62,3 +62,10 @@ def test_missing_and_corrupt_files(tmp_path: Path, capfd: pytest.CaptureFixture[
     with pytest.raises(ModelFileError, match=r"absent\.onnx: no such file"):
         evaluate_onnx(tmp_path / "absent.onnx", [(IMAGES, LABELS)])
     assert tuple(capfd.readouterr()) == ("", "")
+
+
+def test_scores_that_are_not_finite_are_no_accuracy(tmp_path: Path) -> None:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(432, 6)).eval()
+    to_onnx(model, IMAGES[:2], tmp_path / "net.onnx")
+    with pytest.raises(DataError, match=r"net\.onnx: its scores are not finite on these images"):
+        evaluate_onnx(tmp_path / "net.onnx", [(IMAGES * float("inf"), LABELS)])

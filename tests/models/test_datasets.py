@@ -1,8 +1,10 @@
 import gzip
 import hashlib
+import io
 import pickle
 import struct
 import sys
+import zipfile
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -292,3 +294,21 @@ def test_damaged_mnist(tmp_path: Path) -> None:
             (raw / f"{split}-{kind}-ubyte").write_bytes(gzip.compress(b"x"))
     with pytest.raises(DataError, match="torchvision cannot read it"):
         load_data(f"mnist:{tmp_path}")
+
+
+def test_labels_that_would_wrap_are_refused(tmp_path: Path) -> None:
+    wrong = arrays() | {"y_train": np.full(5, 2**64 - 1, dtype=np.uint64)}
+    with pytest.raises(DataError, match=r"y_train holds the label 18446744073709551615; labels count the classes"):
+        load_data(saved(tmp_path, wrong))
+
+
+def test_an_array_that_claims_more_than_the_memory_is_refused(tmp_path: Path) -> None:
+    head = io.BytesIO()
+    np.lib.format.write_array_header_1_0(
+        head, {"descr": "|u1", "fortran_order": False, "shape": (10**8, 1000, 1000, 1)}
+    )
+    np.savez(tmp_path / "d.npz", **{name: array for name, array in arrays().items() if name != "x_train"})
+    with zipfile.ZipFile(tmp_path / "d.npz", "a") as archive:
+        archive.writestr("x_train.npy", head.getvalue())
+    with pytest.raises(DataError, match=r"claims arrays larger than this machine's memory"):
+        load_data(f"npz:{tmp_path / 'd.npz'}")

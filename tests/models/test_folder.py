@@ -114,3 +114,17 @@ def test_unreadable_image_is_named(tree: Path) -> None:
 def test_two_channels_are_refused(tree: Path) -> None:
     with pytest.raises(DataError, match=r"have 1 or 3 channels, the model's input has 2; pass --input"):
         load_data(f"folder:{tree}").test(Preprocess((2, 9, 9), (0.0, 0.0), (1.0, 1.0)))
+
+
+@pytest.mark.parametrize("dtype", [np.uint16, np.int32, np.float32])
+def test_images_of_more_than_8_bits_are_refused_and_not_cut_off(tree: Path, dtype: type) -> None:
+    name = "deep.png" if dtype is np.uint16 else "deep.tiff"
+    Image.fromarray(np.full((20, 20), 40_000, dtype=dtype)).save(tree / "val" / "cat" / name)
+    with pytest.raises(DataError, match=rf"{name}: has pixels of mode [IF].*, which would be cut off at 255"):
+        list(loader(load_data(f"folder:{tree}").test(INPUT), 8))
+
+
+def test_an_image_that_unpacks_to_gigabytes_is_refused(tree: Path) -> None:
+    Image.new("1", (20_000, 20_000)).save(tree / "val" / "cat" / "bomb.png")
+    with pytest.raises(DataError, match=r"bomb\.png: unpacks to more pixels than any photograph has"):
+        list(loader(load_data(f"folder:{tree}").test(INPUT), 8))
