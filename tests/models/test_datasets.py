@@ -305,7 +305,7 @@ def test_labels_that_would_wrap_are_refused(tmp_path: Path) -> None:
 def test_an_array_that_claims_more_than_the_memory_is_refused(tmp_path: Path) -> None:
     head = io.BytesIO()
     np.lib.format.write_array_header_1_0(
-        head, {"descr": "|u1", "fortran_order": False, "shape": (10**8, 1000, 1000, 1)}
+        head, {"descr": "|u1", "fortran_order": False, "shape": (10**9, 1000, 1000, 1)}
     )
     np.savez(tmp_path / "d.npz", **{name: array for name, array in arrays().items() if name != "x_train"})
     with zipfile.ZipFile(tmp_path / "d.npz", "a") as archive:
