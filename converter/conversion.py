@@ -133,7 +133,7 @@ def _check_replacements_run(model: nn.Module, expected: set[str], example: Tenso
 
 @contextmanager
 def _all_or_nothing(model: nn.Module) -> Iterator[None]:
-    """Puts every module and norm statistic back where something goes wrong inside."""
+    """Puts every module back where something goes wrong inside; `reestimate` does so for statistics."""
     children = [(module, dict(module._modules)) for module in model.modules()]
     marks = {mark: vars(model)[mark] for mark in (_PLAN, _IMAGES) if mark in vars(model)}
     try:
