@@ -20,9 +20,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from ..files import quoted, written_whole
 from .conversion import plan_of, restructure
 from .errors import CheckpointError, PlanError
-from .files import written_whole
 from .plan import Plan
 
 FORMAT_VERSION = "1"
@@ -112,8 +112,11 @@ def save_compressed(model: nn.Module, source: Source, path: str | Path, *, force
         "plan": plan.to_json(),
         "tied": json.dumps(tied),
     }
-    with written_whole(path, force=force) as temporary:
-        save_file(tensors, temporary, metadata)
+    with written_whole(path, force=force, error=CheckpointError) as temporary:
+        try:
+            save_file(tensors, temporary, metadata)
+        except SafetensorError as error:  # its word for a full disk
+            raise CheckpointError(f"{path}: cannot be written ({quoted(error)}); nothing was changed") from error
 
 
 def is_compressed(path: str | Path) -> bool:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
-import os
-import secrets
 import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -15,6 +13,7 @@ import onnx
 import torch
 from torch import Tensor, nn
 
+from ..files import check_output, written_whole
 from .errors import ExportError, ModelFileError, VerificationError, first_line
 from .session import open_session
 from .slim import strip_notes
@@ -56,7 +55,8 @@ def to_onnx(
         VerificationError: outputs differ by more than the tolerance.
         ExportError: a layer still has `fuse()`, or torch cannot export the model.
     """
-    target = _check_target(Path(path), force)
+    target = Path(path)
+    check_output(target, force=force, error=ModelFileError)
     _check_model(model)
     inputs = _check_example(as_tuple(example))
     reference = reference_copy(model)
@@ -65,8 +65,7 @@ def to_onnx(
     _add_metadata(proto, metadata or {})
     _check_graph(proto, type(model).__name__)
 
-    scratch = target.with_name(f".{target.name}.{os.getpid()}-{secrets.token_hex(4)}")
-    try:
+    with written_whole(target, force=force, error=ModelFileError) as scratch:
         scratch.write_bytes(proto.SerializeToString())
         session = open_session(scratch, label=str(target))
         result = compare(reference, session, _batches(inputs), tolerance=tolerance, label=str(target))
@@ -75,24 +74,7 @@ def to_onnx(
                 f"{target}: not written, {result}. Make forward deterministic in evaluation mode, "
                 f"or raise the tolerance if this is accurate enough."
             )
-        scratch.replace(target)  # os.replace: atomic, so that a reader sees the old file or the new one
-    except OSError as error:
-        raise ModelFileError(
-            f"{target}: cannot be written ({error.strerror or first_line(error)}). Choose another place."
-        ) from error
-    finally:
-        scratch.unlink(missing_ok=True)
     return result
-
-
-def _check_target(target: Path, force: bool) -> Path:
-    if not target.parent.is_dir():
-        raise ModelFileError(f"{target}: the folder {target.parent} does not exist. Create it first.")
-    if target.is_dir():
-        raise ModelFileError(f"{target}: is a folder. Give the path of a file, such as model.onnx.")
-    if target.exists() and not force:
-        raise ModelFileError(f"{target}: already exists. Pass --force (force=True in Python) to replace it.")
-    return target
 
 
 def _check_model(model: nn.Module) -> None:

@@ -9,13 +9,14 @@ import math
 import os
 import re
 import sys
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
 import onnxruntime as ort
 
+from ..files import written_whole
 from .benchmarking import cpu_name
+from .errors import ModelFileError
 
 # One more whenever times are taken in another way, so that old and new ones never mix.
 SCHEME = 1
@@ -78,14 +79,8 @@ class LatencyCache:
         """Keep these times beside those on disk."""
         if self._file is None or not times_ms:
             return
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError, ModelFileError):
             self._file.parent.mkdir(parents=True, exist_ok=True)
             merged = dict(sorted((self.read() | dict(times_ms)).items()))
-            handle, name = tempfile.mkstemp(prefix=".", suffix=".tmp", dir=self._file.parent)
-            temporary = Path(name)
-            try:
-                with os.fdopen(handle, "w", encoding="utf-8") as stream:
-                    json.dump(self._key | {"times_ms": merged}, stream, indent=0)
-                temporary.replace(self._file)
-            finally:
-                temporary.unlink(missing_ok=True)
+            with written_whole(self._file, force=True, error=ModelFileError) as temporary:
+                temporary.write_text(json.dumps(self._key | {"times_ms": merged}, indent=0), encoding="utf-8")

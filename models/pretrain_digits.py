@@ -2,7 +2,6 @@
 
 import argparse
 import sys
-import tempfile
 from pathlib import Path
 
 import torch
@@ -11,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
+from ..files import check_output, written_whole
 from .datasets import load_data
 from .digits import digits_cnn
 from .errors import ModelsError, WeightsError
@@ -89,25 +89,9 @@ def write(model: nn.Module, path: Path, *, force: bool = False) -> None:
     Raises:
         WeightsError: the file is there and not to be replaced, or its folder is not there.
     """
-    _check_target(path, force)
     content = save({key: tensor.contiguous() for key, tensor in model.state_dict().items()})
-    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
-        temporary = Path(file.name)
-        try:
-            file.write(content)
-        except BaseException:
-            temporary.unlink()
-            raise
-    # NamedTemporaryFile makes the file private; weights are as readable as other files.
-    temporary.chmod(0o644)
-    temporary.replace(path)
-
-
-def _check_target(path: Path, force: bool) -> None:
-    if path.is_dir() or not path.parent.is_dir():
-        raise WeightsError(f"{path}: is a folder, or in a folder that does not exist; pass the path of a file.")
-    if path.exists() and not force:
-        raise WeightsError(f"{path}: exists; pass another path, or --force to replace it.")
+    with written_whole(path, force=force, error=WeightsError) as temporary:
+        temporary.write_bytes(content)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -121,7 +105,7 @@ def main(arguments: list[str] | None = None) -> int:
     if options.epochs < 1:
         parser.error(f"--epochs {options.epochs} is not allowed; pass 1 or more.")
     try:
-        _check_target(options.output, options.force)
+        check_output(options.output, force=options.force, error=WeightsError)
         model, accuracy = pretrain(options.seed, options.epochs)
         write(model, options.output, force=options.force)
     except ModelsError as error:

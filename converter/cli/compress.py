@@ -6,6 +6,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+from ...files import written_whole
 from ..checkpoint import save_compressed
 from ..conversion import plan_of
 from ..factor_moments import input_moments
@@ -17,7 +18,7 @@ from ..training_config import FinetuneConfig
 from .console import note, silent
 from .conversion import CALIBRATION_IMAGES, factorise, forms_from, sensitivity_from
 from .convert import write_plan
-from .data import Batches, open_data
+from .data import Batches, data_file, open_data
 from .device import pick_device
 from .errors import CliError
 from .export import export_network
@@ -104,7 +105,7 @@ def compress(
         raise CliError(f"calibration images {calibration_images} is below 0; give 0 to go without, or about 2000")
     if threads < 1:
         raise CliError(f"threads {threads} is below 1; give the number of CPU threads for the latency")
-    check_folder(folder, force=force)
+    check_folder(folder, inputs=(checkpoint, data_file(data)), force=force)
     where = pick_device(device)
     config = FinetuneConfig(
         epochs=max(1, epochs),
@@ -181,5 +182,6 @@ def compress(
             folder=folder,
             made_by=made_by,
         )
-        (work / SUMMARY).write_text(json.dumps(summary.to_dict(), indent=1) + "\n", encoding="utf-8")
+        with written_whole(work / SUMMARY, force=False, error=CliError) as file:
+            file.write_text(json.dumps(summary.to_dict(), indent=1) + "\n", encoding="utf-8")
     return summary

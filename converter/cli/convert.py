@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ...files import check_outputs, written_whole
 from ..checkpoint import save_compressed
-from ..files import check_target, written_whole
+from ..errors import CheckpointError
 from ..plan import Plan
 from ..planner import DEFAULT_RANK_MULTIPLE
 from ..policies import Energy, FixedRank, Policy, RankRatio, parse_budget
 from ..sensitivity import Sensitivity
 from .conversion import CALIBRATION_IMAGES, factorise, forms_from, read_plan, sensitivity_from
-from .data import open_calibration
+from .data import data_file, open_calibration
 from .device import pick_device
 from .errors import CliError
 from .network import open_network
@@ -107,14 +108,10 @@ def convert(
     Raises:
         CliError, ConverterError, ModelsError: one sentence each; nothing has been written then.
     """
+    plan_file = None if save_plan is None else Path(save_plan)
+    target = check_compressed_target(output, plan_file, inputs=(checkpoint, plan, data_file(calibrate)), force=force)
     wanted = wanted_ranks(budget, plan, ratio, rank, energy)
     asked = forms_from(forms)
-    target = check_compressed_target(output, force=force)
-    plan_file = None if save_plan is None else Path(save_plan)
-    if plan_file is not None:
-        check_target(plan_file, force=force)
-        if plan_file.absolute() == target.absolute():
-            raise CliError(f"{plan_file}: is the output already; give the plan a file of its own")
     where = pick_device(device)
     network = open_network(
         model,
@@ -172,17 +169,24 @@ def wanted_ranks(
     return Energy(energy)
 
 
-def check_compressed_target(output: Path | str, *, force: bool) -> Path:
+def check_compressed_target(
+    output: Path | str, *others: Path | None, inputs: Iterable[Path | str | None], force: bool
+) -> Path:
     """Refuses a name that a compressed checkpoint cannot be written to, before any work is done.
 
+    Args:
+        output: the compressed checkpoint.
+        others: what is written beside it.
+        inputs: what is read.
+        force: whether existing files may be replaced.
+
     Raises:
-        CliError: not a .safetensors.
-        CheckpointError: it exists, or its folder does not.
+        CliError: not a .safetensors, or as `check_outputs`.
     """
     target = Path(output)
     if target.suffix != ".safetensors":
         raise CliError(f"{target}: a compressed checkpoint is a .safetensors file; name it so")
-    check_target(target, force=force)
+    check_outputs(target, *others, inputs=inputs, force=force, error=CliError)
     return target
 
 
@@ -192,5 +196,5 @@ def write_plan(plan: Plan, path: Path, *, force: bool) -> None:
     Raises:
         CheckpointError: the file may not be written.
     """
-    with written_whole(path, force=force) as temporary:
+    with written_whole(path, force=force, error=CheckpointError) as temporary:
         temporary.write_text(plan.to_json() + "\n", encoding="utf-8")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from torch import Tensor
 from torch.utils.data import DataLoader
@@ -85,6 +86,12 @@ def open_calibration(spec: str | None, network: Network, images: int, seed: int,
         return None
     data = load_data(spec, download=download)  # labels are not used, so they are not checked
     return Batches(data, network.preprocess, min(images, 128), seed).calibration(images)
+
+
+def data_file(spec: str | None) -> Path | None:
+    """The file that a data set is read from; None where it is none, or a folder."""
+    kind, _, where = (spec or "").partition(":")
+    return Path(where).expanduser() if kind == "npz" and where else None
 
 
 def open_data(spec: str, classes: int, *, download: bool = False) -> ImageData:

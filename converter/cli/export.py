@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,8 @@ import torch
 from torch import Tensor
 
 from ...export import Verification, to_onnx
+from ...files import check_outputs
 from ..conversion import plan_of
-from ..files import check_target
 from ..fusion import fuse
 from .device import pick_device
 from .errors import CliError
@@ -74,7 +75,7 @@ def export(
     Raises:
         CliError, ConverterError, ModelsError, ExportError: one sentence each; nothing has been written then.
     """
-    target = check_onnx_target(output, force=force)
+    target = check_onnx_target(output, inputs=(model, checkpoint), force=force)
     where = pick_device(device)
     network = open_network(
         model,
@@ -120,15 +121,14 @@ def export_network(
     return to_onnx(plain, example, path, metadata=about, tolerance=tolerance, force=force)
 
 
-def check_onnx_target(output: Path | str, *, force: bool) -> Path:
+def check_onnx_target(output: Path | str, *, inputs: Iterable[Path | str | None], force: bool) -> Path:
     """Refuses a name that an ONNX file cannot be written to, before any work is done.
 
     Raises:
-        CliError: not an .onnx, it exists, or its folder does not.
-        CheckpointError: as above.
+        CliError: not an .onnx, it exists, its folder does not, it is no regular file, or it is one of the inputs.
     """
     target = Path(output)
     if target.suffix != ".onnx":
         raise CliError(f"{target}: an ONNX file is named .onnx; name it so")
-    check_target(target, force=force)
+    check_outputs(target, inputs=inputs, force=force, error=CliError)
     return target

@@ -18,7 +18,7 @@ from ..training import finetune as train_low_rank
 from ..training_config import FinetuneConfig, OptimizerKind, Step
 from .console import note, silent
 from .convert import check_compressed_target
-from .data import Batches, open_data
+from .data import Batches, data_file, open_data
 from .device import pick_device
 from .errors import CliError
 from .network import build_plain, open_network
@@ -133,7 +133,7 @@ def finetune(
         seed=seed,
         cpu=where.type == "cpu",
     )
-    target = check_compressed_target(output, force=force)
+    target = check_compressed_target(output, inputs=(file, teacher, data_file(data)), force=force)
     if Path(file).suffix.lower() != ".safetensors":
         raise CliError(f"{file}: is not a compressed .safetensors; make one with dprp convert first")
     network = open_network(str(file), trust=trust)

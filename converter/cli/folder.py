@@ -6,11 +6,12 @@ import json
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from ..leftovers import abandoned, held, synced
+from ...files import quoted
+from ...files.leftovers import abandoned, held, synced
 from .errors import CliError
 
 PLAN = "plan.json"
@@ -46,18 +47,21 @@ def is_empty(path: Path) -> bool:
     return path.is_dir() and not any(path.iterdir())
 
 
-def check_folder(path: Path, *, force: bool) -> None:
+def check_folder(path: Path, *, inputs: Iterable[Path | str | None] = (), force: bool) -> None:
     """Refuses a folder that may not be written.
 
     Raises:
-        CliError: it exists, or holds other people's files, or the folder around it does not exist.
+        CliError: it exists, or holds other people's files or an input, or the folder around it does not exist.
     """
     if not path.parent.is_dir():
         raise CliError(f"{path}: the folder {path.parent} does not exist; make it first")
     if path.exists() and not path.is_dir():
-        raise CliError(f"{path}: is a file; give the name of a folder")
+        raise CliError(f"{path}: is no folder; give the name of one")
     if path.exists() and not force:
         raise CliError(f"{path}: exists already; pass --force (force=True) to replace it")
+    for read in inputs:
+        if read is not None and path.resolve() in Path(read).resolve().parents:
+            raise CliError(f"{path}: holds {quoted(read)}, which is read as an input; give another folder")
     if not path.exists() or is_empty(path):
         return
     strangers = sorted({entry.name for entry in path.iterdir()} - FILES)
@@ -82,12 +86,16 @@ def made_whole(path: Path, *, force: bool) -> Iterator[Path]:
     if path.parent.is_dir():
         _clear_leftovers(path)
     check_folder(path, force=force)
-    temporary = Path(tempfile.mkdtemp(prefix=_prefix(path), dir=path.parent))
+    try:
+        temporary = Path(tempfile.mkdtemp(prefix=_prefix(path), dir=path.parent))
+    except OSError as error:
+        raise CliError(f"{path}: cannot be written ({error.strerror}); nothing was changed") from error
     with held(temporary):
         try:
             made = temporary / _NEW
             made.mkdir()  # a folder of its own: mkdtemp keeps the outer one to its owner
-            yield made
+            with _told_of(made, path):
+                yield made
             check_folder(path, force=force)  # somebody else may have come first
             for entry in (*made.iterdir(), made):
                 synced(entry)
@@ -95,6 +103,21 @@ def made_whole(path: Path, *, force: bool) -> Iterator[Path]:
             synced(path.parent)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)  # and the old result with it, last of all
+
+
+@contextmanager
+def _told_of(made: Path, path: Path) -> Iterator[None]:
+    """Errors about a file in the temporary folder name the folder that it was for."""
+    try:
+        yield
+    except OSError as error:
+        if str(made) not in str(error.filename):
+            raise
+        raise CliError(f"{path}: cannot be written ({error.strerror}); nothing was changed") from error
+    except ValueError as error:
+        if str(made) not in str(error):
+            raise
+        raise CliError(str(error).replace(str(made), str(path))) from error
 
 
 def _put(made: Path, path: Path, old: Path) -> None:

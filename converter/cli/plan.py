@@ -7,14 +7,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..files import check_target
+from ...files import check_outputs
 from ..plan import Plan
 from ..planner import DEFAULT_RANK_MULTIPLE
 from ..sensitivity import Sensitivity
 from .conversion import CALIBRATION_IMAGES, forms_from, plan_network, sensitivity_from
 from .convert import wanted_ranks, write_plan
-from .data import open_calibration
+from .data import data_file, open_calibration
 from .device import pick_device
+from .errors import CliError
 from .network import open_network
 from .totals import costs, ranks
 
@@ -83,8 +84,7 @@ def plan(
     wanted = wanted_ranks(budget, None, ratio, rank, energy)
     asked = forms_from(forms)
     target = None if output is None else Path(output)
-    if target is not None:
-        check_target(target, force=force)
+    check_outputs(target, inputs=(checkpoint, data_file(calibrate)), force=force, error=CliError)
     where = pick_device(device)
     network = open_network(
         model,

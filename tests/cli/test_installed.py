@@ -105,3 +105,28 @@ def test_an_interrupt_while_torch_loads_is_one_line(tmp_path: Path) -> None:
         env={**os.environ, "PYTHONPATH": str(tmp_path)},
     )
     assert (run.returncode, run.stdout, run.stderr) == (130, "", "dprp: interrupted\n")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs ulimit")
+def test_a_disk_that_refuses_leaves_what_was_there(tmp_path: Path) -> None:
+    old = {name: f"older {name}" for name in ("a.safetensors", "a.json", "a.onnx")}
+    for name, text in old.items():
+        (tmp_path / name).write_text(text)
+    start = ("digits_cnn", "--checkpoint", str(DIGITS_WEIGHTS), "--force")
+    for arguments in (
+        ("convert", *start, "--budget", "macs=0.5", "-o", "a.safetensors", "--save-plan", "a.json"),
+        ("plan", *start, "--budget", "macs=0.5", "-o", "a.json"),
+        ("export", *start, "-o", "a.onnx"),
+        ("compress", *start, "--data", "digits", "--budget", "macs=0.5", "--epochs", "0", "-o", "result"),
+    ):
+        program = Path(sys.executable).with_name("dprp")
+        # A size limit fails as a full disk does: part of the file is written, then an error comes.
+        command = ["bash", "-c", 'ulimit -f 1; exec "$0" "$@"', str(program), *arguments]
+        run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=600, check=False)
+        assert run.returncode == 2, run
+        told = run.stderr.splitlines()[-1]
+        target = next(word for word in arguments if word.startswith(("a.", "result")))
+        assert told.startswith(f"dprp: {target}") or told.startswith(f"dprp: {tmp_path / target}"), run.stderr
+        assert "cannot be written (" in told
+        assert "nothing was changed" in told
+        assert {path.name: path.read_text() for path in tmp_path.iterdir()} == old

@@ -141,7 +141,7 @@ def test_tolerance_decides(tmp_path: Path) -> None:
 def test_existing_file_is_kept_without_force(net: nn.Module, tmp_path: Path) -> None:
     path = tmp_path / "a.onnx"
     path.write_bytes(b"precious")
-    with pytest.raises(ModelFileError, match=r"a\.onnx: already exists\. Pass --force \(force=True in Python\)"):
+    with pytest.raises(ModelFileError, match=r"a\.onnx: exists already; pass --force \(force=True\)"):
         to_onnx(net, IMAGES, path)
     assert path.read_bytes() == b"precious"
     to_onnx(net, IMAGES, path, force=True)
@@ -149,7 +149,7 @@ def test_existing_file_is_kept_without_force(net: nn.Module, tmp_path: Path) -> 
 
 
 def test_missing_folder_and_folder_as_file(net: nn.Module, tmp_path: Path) -> None:
-    with pytest.raises(ModelFileError, match=r"the folder .*absent does not exist\. Create it first"):
+    with pytest.raises(ModelFileError, match=r"the folder .*absent does not exist; make it first"):
         to_onnx(net, IMAGES, tmp_path / "absent" / "a.onnx")
     with pytest.raises(ModelFileError, match="is a folder"):
         to_onnx(net, IMAGES, tmp_path, force=True)

@@ -48,7 +48,7 @@ def test_write_never_replaces_unasked_and_leaves_no_temporary(tmp_path: Path) ->
     model = digits_cnn()
     write(model, path)
     content = path.read_bytes()
-    with pytest.raises(ModelsError, match=r"exists; pass another path, or --force"):
+    with pytest.raises(ModelsError, match=r"exists already; pass --force"):
         write(digits_cnn(), path)
     assert path.read_bytes() == content
     write(digits_cnn(), path, force=True)
