@@ -7,13 +7,16 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from ..files import quoted
 from .costs import Unit, dense_cost, factored_cost
 from .errors import PlanError
 from .forms import Form, forms_for, full_rank
+from .json_values import number, printable, sequence, whole
 from .shapes import LayerShape
 from .tables import table
 
 FORMAT_VERSION = 1
+_MOST_LAYERS = 100_000
 
 
 @dataclass(frozen=True)
@@ -170,28 +173,32 @@ class Plan:
         """
         try:
             document = json.loads(text)
-        except (json.JSONDecodeError, RecursionError) as error:
-            raise PlanError(f"the plan is not JSON ({error}); write it anew with dprp convert") from error
+        except (ValueError, RecursionError) as error:  # also numbers of too many digits
+            raise PlanError(f"the plan is not JSON ({quoted(error)}); write it anew with dprp convert") from error
         if not isinstance(document, dict) or "dprp_plan" not in document:
             raise PlanError("the JSON is not a plan (no dprp_plan key); write one with dprp convert")
         if document["dprp_plan"] != FORMAT_VERSION:
             raise PlanError(
-                f"the plan has format {document['dprp_plan']!r}, this dprp reads {FORMAT_VERSION}; upgrade dprp"
+                f"the plan has format {quoted(document['dprp_plan'])}, this dprp reads {FORMAT_VERSION}; upgrade dprp"
             )
         try:
+            layers = tuple(_layer(values) for values in sequence(document["layers"], "layers", _MOST_LAYERS))
+            _check_names(layers)
             return cls(
-                tuple(_layer(values) for values in document["layers"]),
-                int(document["params"]),
-                int(document["macs"]),
-                tuple(int(n) for n in document["input_shape"]),
-                str(document["budget"]),
-                _optional(document.get("dense_ms")),
-                _optional(document.get("ms")),
+                layers,
+                whole(document["params"], "params"),
+                whole(document["macs"], "macs"),
+                tuple(whole(n, "input_shape", 1, 2**31) for n in sequence(document["input_shape"], "input_shape", 8)),
+                printable(document["budget"], "budget"),
+                _optional(document, "dense_ms"),
+                _optional(document, "ms"),
             )
         except PlanError:
             raise
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise PlanError(f"the plan does not read ({error!r}); write it anew with dprp convert") from error
+        except KeyError as error:
+            raise PlanError(f"the plan has no {quoted(error)}; write it anew with dprp convert") from error
+        except (TypeError, ValueError, AttributeError) as error:
+            raise PlanError(f"the plan does not read ({quoted(error)}); write it anew with dprp convert") from error
 
 
 def _change(before: int, after: int) -> str:
@@ -208,24 +215,36 @@ def _without(row: tuple[str, ...], column: int) -> tuple[str, ...]:
     return row[:column] + row[column + 1 :]
 
 
-def _optional(value: Any) -> float | None:
-    return None if value is None else float(value)
+def _optional(values: Mapping[str, Any], name: str) -> float | None:
+    return None if values.get(name) is None else number(values[name], name, least=0)
 
 
-def _layer(values: Mapping[str, Any]) -> LayerPlan:
-    name, form, rank = str(values["name"]), values.get("form"), values.get("rank")
+def _check_names(layers: tuple[LayerPlan, ...]) -> None:
+    seen: set[str] = set()
+    for layer in layers:
+        if layer.name in seen:
+            raise PlanError(f"{quoted(layer.name)}: the plan lists this layer twice; keep one entry")
+        seen.add(layer.name)
+
+
+def _layer(values: Any) -> LayerPlan:
+    name, form, rank = printable(values["name"], "a layer's name"), values.get("form"), values.get("rank")
+    shown = quoted(name)
     shape = None if values.get("shape") is None else LayerShape.from_dict(values["shape"])
     if (form is None) != (rank is None):
-        raise PlanError(f"{name}: form {form!r} with rank {rank!r}; give both, or null for both to stay dense")
+        raise PlanError(
+            f"{shown}: form {quoted(repr(form))} with rank {quoted(repr(rank))}; give both, or null for both to stay "
+            "dense"
+        )
     layer = LayerPlan(
         name,
-        int(values["params"]),
-        int(values["macs"]),
+        whole(values["params"], f"{shown}: params"),
+        whole(values["macs"], f"{shown}: macs"),
         shape,
-        reason=values.get("reason") if form is not None or values.get("reason") else "by hand",
-        error=_optional(values.get("error")),
-        dense_ms=_optional(values.get("dense_ms")),
-        ms=_optional(values.get("ms")),
+        reason=printable(values.get("reason") or "by hand", f"{shown}: reason"),
+        error=_optional(values, "error"),
+        dense_ms=_optional(values, "dense_ms"),
+        ms=_optional(values, "ms"),
     )
     return layer if form is None else replace(layer, **checked_form(name, shape, form, rank), reason=None)
 
@@ -237,14 +256,18 @@ def checked_form(name: str, shape: LayerShape | None, form: str, rank: object) -
         PlanError: it cannot.
     """
     if shape is None:
-        raise PlanError(f"{name}: this kind of layer cannot be factored; set form and rank to null")
+        raise PlanError(f"{quoted(name)}: this kind of layer cannot be factored; set form and rank to null")
     allowed = [f.value for f in forms_for(shape)]
     # The transposed form is offered only where it differs, yet is right on every k x k kernel.
     possible = [*allowed, "spatial_t"] if "spatial" in allowed else allowed
     if form not in possible:
-        raise PlanError(f"{name}: form {form!r} is not one of {', '.join(allowed)}; choose one of these")
+        raise PlanError(
+            f"{quoted(name)}: form {quoted(repr(form))} is not one of {', '.join(allowed)}; choose one of these"
+        )
     most = full_rank(shape, Form(form))
     if not isinstance(rank, int) or isinstance(rank, bool) or not 1 <= rank <= most:
         size = " x ".join(str(n) for n in shape.weight)
-        raise PlanError(f"{name}: rank {rank!r} is not in 1..{most} (weight {size}, form {form}); lower it")
+        raise PlanError(
+            f"{quoted(name)}: rank {quoted(repr(rank))} is not in 1..{most} (weight {size}, form {form}); lower it"
+        )
     return {"form": Form(form), "rank": rank}

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any, NamedTuple
 
 from torch import nn
 
+from ..files import quoted
 from .errors import PlanError
+from .json_values import printable, sequence, whole
+
+_LARGEST_SIZE = 2**31 - 1
+_MOST_CALLS = 10_000
 
 
 class Map(NamedTuple):
@@ -102,22 +107,30 @@ class LayerShape:
         """
         try:
             shape = cls(
-                kind=str(values["kind"]),
-                inputs=int(values["inputs"]),
-                outputs=int(values["outputs"]),
-                kernel=_pair(values["kernel"]),
-                stride=_pair(values["stride"]),
-                padding=Padding(*(int(n) for n in values["padding"])),
-                dilation=_pair(values["dilation"]),
-                groups=int(values["groups"]),
-                padding_mode=str(values["padding_mode"]),
-                bias=bool(values["bias"]),
-                calls=tuple(Map(*(int(n) for n in call)) for call in values["calls"]),
+                kind=printable(values["kind"], "kind"),
+                inputs=whole(values["inputs"], "inputs", 1, _LARGEST_SIZE),
+                outputs=whole(values["outputs"], "outputs", 1, _LARGEST_SIZE),
+                kernel=_pair(values, "kernel"),
+                stride=_pair(values, "stride"),
+                padding=Padding(*_sizes(values["padding"], "padding", 4, least=0)),
+                dilation=_pair(values, "dilation"),
+                groups=whole(values["groups"], "groups", 1, _LARGEST_SIZE),
+                padding_mode=printable(values["padding_mode"], "padding_mode"),
+                bias=values["bias"] is True,
+                calls=tuple(
+                    Map(*_sizes(call, "a call", 4, least=0))
+                    for call in sequence(values["calls"], "calls", _MOST_CALLS)
+                ),
             )
-        except (KeyError, TypeError, ValueError) as error:
-            raise PlanError(f"a layer's shape does not read ({error!r}); write the plan anew") from error
-        if min(shape.inputs, shape.outputs, shape.groups, *shape.kernel) < 1:
-            raise PlanError(f"a layer's shape has a size below 1 ({shape}); write the plan anew")
+        except KeyError as error:
+            raise PlanError(f"a layer's shape has no {quoted(error)}; write the plan anew") from error
+        except (TypeError, ValueError) as error:
+            raise PlanError(f"a layer's shape does not read ({quoted(error)}); write the plan anew") from error
+        if shape.inputs % shape.groups or shape.outputs % shape.groups:
+            raise PlanError(
+                f"a layer's shape has {shape.inputs} inputs and {shape.outputs} outputs in {shape.groups} groups, "
+                "which do not divide them; write the plan anew"
+            )
         return shape
 
 
@@ -141,9 +154,16 @@ def shape_of(layer: nn.Conv2d | nn.Linear) -> LayerShape:
     )
 
 
-def _pair(values: Sequence[Any]) -> tuple[int, int]:
-    height, width = values
-    return int(height), int(width)
+def _pair(values: Mapping[str, Any], name: str) -> tuple[int, int]:
+    height, width = _sizes(values[name], name, 2, least=1)
+    return height, width
+
+
+def _sizes(values: object, name: str, count: int, *, least: int) -> tuple[int, ...]:
+    sizes = tuple(whole(size, name, least, _LARGEST_SIZE) for size in sequence(values, name, count))
+    if len(sizes) != count:
+        raise ValueError(f"{name} has {len(sizes)} numbers; {count} belong there")
+    return sizes
 
 
 def _resolved(padding: str | tuple[int, ...], kernel: tuple[int, int], dilation: tuple[int, int]) -> Padding:

@@ -6,20 +6,20 @@ from pathlib import Path
 
 import onnx
 
+from ..files import check_input
 from .errors import ModelFileError
+
+_LARGEST_MODEL = 2**31  # no protobuf message is larger
 
 
 def require_file(path: str | Path) -> Path:
     """The path of a file that exists.
 
     Raises:
-        ModelFileError: nothing there, or a folder.
+        ModelFileError: nothing there, or something that is no regular file of the size of a model.
     """
     file = Path(path)
-    if not file.exists():
-        raise ModelFileError(f"{file}: no such file. Check the path or export the model first.")
-    if not file.is_file():
-        raise ModelFileError(f"{file}: not a file. Give the path of one .onnx file.")
+    check_input(file, error=ModelFileError, largest=_LARGEST_MODEL, what="an .onnx file")
     return file
 
 

@@ -12,6 +12,7 @@ import numpy.typing as npt
 import onnxruntime as ort
 
 from .errors import ExportError, ModelFileError, first_line
+from .modelfile import require_file
 
 Array = npt.NDArray[Any]
 
@@ -38,8 +39,7 @@ def open_session(path: Path, *, threads: int | None = None, label: str | None = 
     label = label or str(path)
     if threads is not None and threads < 1:
         raise ExportError(f"threads: {threads} is not at least 1. Give the number of CPU threads, or None.")
-    if not path.is_file():
-        raise ModelFileError(f"{label}: no such file. Check the path or export the model first.")
+    require_file(path)
     options = ort.SessionOptions()
     # Never ONNX Runtime's own default: it pins threads to cores, which fails noisily inside containers.
     options.intra_op_num_threads = available_cores() if threads is None else threads

@@ -14,6 +14,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from ..files import check_input, quoted, reading
 from .errors import WeightsError
 from .matching import check_match
 
@@ -83,26 +84,14 @@ def _suffix(path: Path) -> str:
 
 def _check_file(path: Path) -> None:
     known = ", ".join((*PICKLE_SUFFIXES, SAFETENSORS_SUFFIX))
-    if not path.exists():
-        raise WeightsError(f"{path}: no such file; pass the path of a checkpoint ({known}).")
-    if path.is_dir():
-        raise WeightsError(f"{path}: is a directory; pass a checkpoint file inside it ({known}).")
-    if not path.is_file():  # a FIFO would be waited for, a device read for ever
-        raise WeightsError(f"{path}: is not a regular file; pass the path of a checkpoint ({known}).")
+    check_input(path, error=WeightsError, what=f"a checkpoint ({known})")
     if _suffix(path) not in (*PICKLE_SUFFIXES, SAFETENSORS_SUFFIX):
-        raise WeightsError(f"{path}: unknown kind of checkpoint {path.suffix!r}; known are {known}.")
-    try:
-        with path.open("rb") as file:
-            empty = not file.read(1)
-    except OSError as error:
-        raise WeightsError(f"{path}: cannot be read ({error.strerror}); check its permissions.") from error
-    if empty:
-        raise WeightsError(f"{path}: the file is empty; copy or download it again.")
+        raise WeightsError(f"{quoted(path)}: unknown kind of checkpoint {path.suffix[:20]!r}; known are {known}.")
 
 
 def _read_safetensors(path: Path) -> Mapping[str, object]:
     try:
-        with safe_open(path, framework="pt") as file:
+        with reading(path, error=WeightsError, remedy="copy or download it again"), safe_open(path, "pt") as file:
             metadata = file.metadata() or {}
             if "dprp_format" in metadata:
                 raise WeightsError(
@@ -110,7 +99,7 @@ def _read_safetensors(path: Path) -> Mapping[str, object]:
                     f"as MODEL instead of as weights."
                 )
             return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a mapping
-    except (SafetensorError, OSError) as error:
+    except SafetensorError as error:
         raise _corrupt(path, str(error)) from error
 
 
@@ -141,7 +130,7 @@ def _read_pickle(path: Path) -> object:
         if not _looks_like_pickle(path):
             raise _corrupt(path, "not a torch file") from error
         named = _REFUSED_NAME.search(str(error))
-        what = f" ({named.group(1) or named.group(2)})" if named else ""
+        what = f" ({quoted(named.group(1) or named.group(2))})" if named else ""
         raise WeightsError(
             f"{path}: the file holds code{what}, not only tensors, and was refused because reading it could "
             f"run it; where you trust it, re-save its weights with torch.save(model.state_dict(), path)."
@@ -163,7 +152,7 @@ def _looks_like_pickle(path: Path) -> bool:
 
 
 def _corrupt(path: Path, reason: str) -> WeightsError:
-    first_line = reason.strip().splitlines()[0].strip()[:100].rstrip(". ")
+    first_line = quoted(reason.strip().splitlines()[0], 100).rstrip(". ")
     return WeightsError(f"{path}: the file is truncated or corrupt ({first_line}); copy or download it again.")
 
 
@@ -182,7 +171,7 @@ def _tensors_in(path: Path, content: object) -> dict[str, Tensor]:
         )
     state = {str(key): value for key, value in content.items() if isinstance(value, Tensor)}
     if not state:
-        have = ", ".join(map(str, list(content)[:6])) or "nothing"
+        have = ", ".join(quoted(key, 40) for key in list(content)[:6]) or "nothing"
         raise WeightsError(
             f"{path}: holds no tensors, only {have}; pass a state dict, bare or under one of {', '.join(_WRAPPERS)}."
         )
@@ -190,12 +179,16 @@ def _tensors_in(path: Path, content: object) -> dict[str, Tensor]:
 
 
 def _strip_prefixes(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    while prefix := next((p for p in _PREFIXES if all(key.startswith(p) for key in state)), None):
+    for _ in range(_MOST_WRAPPERS):
+        prefix = next((p for p in _PREFIXES if all(key.startswith(p) for key in state)), None)
+        if prefix is None:
+            break
         state = {key.removeprefix(prefix): tensor for key, tensor in state.items()}
     return state
 
 
-def _check_tensor(path: Path, key: str, tensor: Tensor) -> None:
+def _check_tensor(path: Path, name: str, tensor: Tensor) -> None:
+    key = quoted(name)
     if tensor.is_quantized or tensor.is_meta or tensor.layout is not torch.strided:
         raise WeightsError(
             f"{path}: {key} is quantised, sparse or without data; only plain tensors are allowed; save the "

@@ -10,9 +10,12 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision.transforms import v2
 
+from ..files import check_input
 from .augment import Augment
 from .errors import DataError
 from .preprocess import Preprocess
+
+_LARGEST_IMAGE = 2**28
 
 
 @dataclass(frozen=True)
@@ -156,6 +159,7 @@ def _read_gray(path: str) -> Image.Image:
 
 
 def _read(path: str, mode: str) -> Image.Image:
+    check_input(Path(path), error=DataError, largest=_LARGEST_IMAGE, what="an image")
     try:
         with Image.open(path) as image:  # Pillow refuses images of 180 million pixels and more
             if image.mode[0] in "IF":
@@ -171,5 +175,5 @@ def _read(path: str, mode: str) -> Image.Image:
         raise DataError(f"{path}: unpacks to more pixels than any photograph has; replace or delete it.") from error
     except DataError:
         raise
-    except (OSError, ValueError, SyntaxError) as error:
+    except Exception as error:  # Pillow has fifty readers, and a damaged file makes each raise something else
         raise DataError(f"{path}: cannot be read as an image; replace or delete the file.") from error

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
+from ..files import quoted
 from .errors import WeightsError
 
 SHOWN = 6
@@ -38,7 +39,7 @@ def check_match(path: str | Path, model: nn.Module, state: dict[str, Tensor]) ->
     if missing:
         parts.append(f"{len(missing)} missing ({_capped(missing)})")
     if unexpected:
-        parts.append(f"{len(unexpected)} unexpected ({_capped(unexpected)})")
+        parts.append(f"{len(unexpected)} unexpected ({_capped(quoted(key, 100) for key in unexpected)})")
     if wrong:
         parts.append(f"{len(wrong)} of another shape ({_describe_shapes(wrong, state, wanted)})")
     raise WeightsError(

@@ -1,5 +1,6 @@
 """How an image becomes a network's input."""
 
+import math
 from dataclasses import dataclass
 
 from .errors import DataError
@@ -13,10 +14,11 @@ class Preprocess:
     Args:
         input_shape: (channels, height, width), each >= 1.
         mean: one value for each channel.
-        std: one value for each channel, > 0.
+        std: one value for each channel, > 0 and finite.
 
     Raises:
-        DataError: a size below 1, another number of means or stds than channels, or a std not above 0.
+        DataError: a size below 1, another number of means or stds than channels, a std not above 0, or a value
+            that is not finite.
     """
 
     input_shape: tuple[int, int, int]
@@ -35,8 +37,10 @@ class Preprocess:
                 f"input {shape_text(self.input_shape)} needs {channels} means and stds, one per channel; "
                 f"got {len(self.mean)} and {len(self.std)}."
             )
-        if not min(self.std) > 0:
-            raise DataError(f"std {self.std} is not allowed; each value must be above 0.")
+        if not all(0 < value < math.inf for value in self.std):
+            raise DataError(f"std {self.std} is not allowed; each value must be above 0 and finite.")
+        if not all(math.isfinite(value) for value in self.mean):
+            raise DataError(f"mean {self.mean} is not allowed; each value must be finite.")
 
 
 def preprocess_for(info: ModelInfo, input_shape: tuple[int, int, int] | None = None) -> Preprocess:

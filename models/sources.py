@@ -1,8 +1,6 @@
 """Where in-memory images come from: scikit-learn's digits, .npz files, torchvision's data sets."""
 
 import warnings
-import zipfile
-import zlib
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +8,7 @@ import numpy.typing as npt
 import torch
 import torchvision
 
+from ..files import check_input, quoted
 from .arrays import ArrayData, Arrays
 from .augment import Augment
 from .errors import DataError
@@ -62,8 +61,7 @@ def read_npz(spec: str, path: Path) -> ArrayData:
     Raises:
         DataError: the file is not there or damaged, or an array is missing or not as described.
     """
-    if not path.is_file():
-        raise DataError(f"{spec}: no such file {path}; pass npz:FILE with the path of an .npz file.")
+    check_input(path, error=DataError, what="an .npz file, as npz:FILE")
     found: dict[str, _Array] = {}
     try:
         with path.open("rb") as file:
@@ -72,7 +70,7 @@ def read_npz(spec: str, path: Path) -> ArrayData:
                 raise DataError(f"{spec}: holds one bare array; save {', '.join(NPZ_NAMES)} with numpy.savez.")
             missing = [name for name in NPZ_NAMES if name not in archive.files]
             if missing:
-                have = ", ".join(archive.files[:8]) or "nothing"
+                have = ", ".join(quoted(name, 40) for name in archive.files[:8]) or "nothing"
                 raise DataError(
                     f"{spec}: has no {', '.join(missing)} (it has {have}); "
                     f"save {', '.join(NPZ_NAMES)} with numpy.savez."
@@ -84,9 +82,10 @@ def read_npz(spec: str, path: Path) -> ArrayData:
         raise DataError(
             f"{spec}: claims arrays larger than this machine's memory; it is damaged, or needs a larger machine."
         ) from error
-    except (OSError, EOFError, ValueError, KeyError, NotImplementedError, zipfile.BadZipFile, zlib.error) as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise DataError(f"{spec}: is no readable .npz file ({reason[:120]}); save it again.") from error
+    # A damaged archive makes NumPy and zipfile raise nearly anything: EOFError, KeyError, zlib.error ...
+    except Exception as error:
+        reason = quoted(error, 120) or type(error).__name__
+        raise DataError(f"{spec}: is no readable .npz file ({reason}); save it again.") from error
     train = to_arrays(spec, "train", found["x_train"], found["y_train"])
     test = to_arrays(spec, "test", found["x_test"], found["y_test"])
     if train.images.shape[1:] != test.images.shape[1:]:

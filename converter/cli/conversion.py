@@ -9,8 +9,10 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from ...files import check_input, reading
 from ..calibration import Calibration, calibrate
 from ..conversion import convert
+from ..errors import PlanError
 from ..forms import Form
 from ..plan import Plan
 from ..planner import DEFAULT_RANK_MULTIPLE, headroom, plan_ranks
@@ -186,17 +188,12 @@ def read_plan(path: Path | str) -> Plan:
         CliError: no such file, or not a plan.
     """
     path = Path(path)
-    if path.exists() and not path.is_file():
-        raise CliError(f"{path}: is not a regular file; give a plan that dprp plan or convert wrote")
-    if path.exists() and path.stat().st_size > _LARGEST_PLAN:
-        raise CliError(
-            f"{path}: has {path.stat().st_size:,} bytes, a plan has at most {_LARGEST_PLAN:,}; check the path"
-        )
+    check_input(path, error=CliError, largest=_LARGEST_PLAN, what="a plan that dprp plan or convert wrote")
+    with reading(path, error=CliError):
+        text = path.read_text(encoding="utf-8")
     try:
-        return Plan.from_json(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise CliError(f"{path}: cannot be read ({error.strerror}); check the path") from error
-    except ValueError as error:  # a PlanError, text that is no UTF-8, or "many" where a number belongs
+        return Plan.from_json(text)
+    except PlanError as error:
         raise CliError(f"{path}: {error}") from error
 
 

@@ -42,4 +42,4 @@ def numbers_from(option: str, text: str | None) -> tuple[float, ...] | None:
     try:
         return tuple(float(part) for part in text.split(","))
     except ValueError:
-        raise CliError(f"{option} {text!r} is not a list of numbers; write it like 0.485,0.456,0.406") from None
+        raise CliError(f"{option} {text[:200]!r} is not a list of numbers; write it like 0.485,0.456,0.406") from None

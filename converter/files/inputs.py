@@ -31,7 +31,7 @@ def check_input(path: Path, *, error: type[ValueError], largest: int = LARGEST_W
         if path.is_dir():
             raise error(f"{quoted(path)}: is a folder; give the path of {what}")
         if not path.exists():
-            raise error(f"{quoted(path)}: no such file; check the path, it must be {what}")
+            raise error(f"{quoted(path)}: no such file; check the path, or give that of {what}")
         if not path.is_file():
             raise error(f"{quoted(path)}: is not a regular file; give the path of {what}")
         size = path.stat().st_size

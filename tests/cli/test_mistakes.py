@@ -261,7 +261,7 @@ def test_force_spares_other_peoples_files(refused: Refused, tmp_path: Path) -> N
         ("convert digits_cnn -o o.safetensors --rank 4 --random-weights --form cp", "'cp' is not one of 'channel'"),
         ("convert digits_cnn -o o.safetensors --rank 4 --random-weights --checkpoint x", "exclude each other"),
         ("convert {small} -o o.safetensors --rank 4", "MODEL is compressed already; start from the dense network"),
-        ("convert digits_cnn -o o.safetensors --plan gone.json --checkpoint x", "gone.json: cannot be read"),
+        ("convert digits_cnn -o o.safetensors --plan gone.json --checkpoint x", "gone.json: no such file"),
         ("survey digits_cn", "digits_cn: no such architecture"),
         ("survey digits_cnn --input 8x8", "--input '8x8' is not CHANNELSxHEIGHTxWIDTH"),
         ("survey digits_cnn --input 1x0x8", "--input '1x0x8' is not CHANNELSxHEIGHTxWIDTH"),

@@ -53,7 +53,7 @@ def test_shapes_that_do_not_fit_are_said(file: Path) -> None:
             onnx_macs(file, shape)
 
 
-@pytest.mark.parametrize("content", [b"", b"not a model"])
+@pytest.mark.parametrize("content", [b"\0", b"not a model"])
 @pytest.mark.parametrize("read", [op_counts, onnx_macs, read_metadata])
 def test_files_that_are_not_models(read: object, content: bytes, tmp_path: Path) -> None:
     path = tmp_path / "a.onnx"

@@ -121,8 +121,8 @@ def test_missing_unknown_and_empty_files(tmp_path: Path) -> None:
     (tmp_path / "folder.pth").mkdir()
     known = r"\.pth, \.th, \.pt, \.safetensors"
     for name, message in (
-        ("none.pth", rf"none\.pth: no such file; pass the path of a checkpoint \({known}\)"),
-        ("folder.pth", rf"folder\.pth: is a directory; pass a checkpoint file inside it \({known}\)"),
+        ("none.pth", rf"none\.pth: no such file; check the path, or give that of a checkpoint \({known}\)"),
+        ("folder.pth", rf"folder\.pth: is a folder; give the path of a checkpoint \({known}\)"),
         ("w.onnx", rf"w\.onnx: unknown kind of checkpoint '\.onnx'; known are {known}"),
         ("empty.pth", r"empty\.pth: the file is empty; copy or download it again"),
         ("none.txt", r"none\.txt: no such file"),

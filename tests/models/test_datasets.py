@@ -120,7 +120,6 @@ def test_damaged_npz_files(tmp_path: Path) -> None:
     np.save(tmp_path / "bare.npy", np.zeros(3))
     np.savez(tmp_path / "objects.npz", **arrays() | {"x_train": np.array([{}, "text"], dtype=object)})
     files = {
-        "empty.npz": b"",
         "half.npz": whole[: len(whole) // 2],
         "flipped.npz": bytes(flipped),
         "text.npz": b"hello",

@@ -1,3 +1,4 @@
+import os
 import shutil
 from pathlib import Path
 
@@ -109,6 +110,14 @@ def test_unreadable_image_is_named(tree: Path) -> None:
     data = load_data(f"folder:{tree}").test(INPUT)
     with pytest.raises(DataError, match=r"cat.0\.png: cannot be read as an image"):
         data[0]
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs FIFOs")
+def test_a_fifo_among_the_images_is_not_waited_for(tree: Path) -> None:
+    os.mkfifo(tree / "val" / "cat" / "9.png")
+    images = load_data(f"folder:{tree}").test(INPUT)
+    with pytest.raises(DataError, match=r"9\.png: is not a regular file; give the path of an image"):
+        images[2]
 
 
 def test_two_channels_are_refused(tree: Path) -> None:
