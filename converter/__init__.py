@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .accuracy import Accuracy, evaluate
     from .calibration import Calibration, calibrate
-    from .checkpoint import Loaded, Source, is_compressed, load_compressed, save_compressed
+    from .checkpoint import Loaded, is_compressed, load_compressed, save_compressed
     from .conversion import convert, plan_of
     from .costs import Unit, break_even_rank
     from .decomposition import Factors, decompose
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from .planner import headroom, plan_ranks
     from .policies import Budget, Energy, FixedRank, LatencyBudget, MacBudget, ParamBudget, RankRatio, parse_budget
     from .sensitivity import Sensitivity, sensitivities
+    from .source import Source
     from .surveying import Layer, Survey, survey
     from .training import finetune
     from .training_config import FinetuneConfig, OptimizerKind, Step
@@ -104,7 +105,6 @@ _HOMES = {
     ),
     "checkpoint": (
         "Loaded",
-        "Source",
         "is_compressed",
         "load_compressed",
         "save_compressed",
@@ -172,6 +172,7 @@ _HOMES = {
         "Sensitivity",
         "sensitivities",
     ),
+    "source": ("Source",),
     "surveying": (
         "Layer",
         "Survey",

@@ -5,14 +5,18 @@ Its string metadata holds
     source        JSON: model name, classes, input shape, mean and std of the inputs
     plan          the plan as JSON
     tied          JSON: name of each tensor stored under another name
-Loading builds the plain network, makes room for the plan's factors and fills in the tensors.
+    sha256        of the tensors and of the three texts above; from format 2 on
+Loading builds the plain network without memory, makes room for the plan's factors, compares, and only then reads the
+tensors. Nothing in the file is believed that can be counted anew.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,46 +24,16 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from ..files import quoted, written_whole
+from ..files import check_input, quoted, reading, written_whole
+from .checkpoint_header import Header, check_layout, read_header
 from .conversion import plan_of, restructure
+from .digest import digest
 from .errors import CheckpointError, PlanError
 from .plan import Plan
+from .sketch import can_be_filled, fill, without_memory
+from .source import Source
 
-FORMAT_VERSION = "1"
-
-
-@dataclass(frozen=True)
-class Source:
-    """How to build the plain network, and what it eats.
-
-    Attributes:
-        model: a name that the builder knows, or `package.module:function`.
-        classes: number of outputs, None for the model's own.
-        input_shape: (C, H, W).
-        mean, std: per channel, of inputs scaled to 0..1.
-    """
-
-    model: str
-    classes: int | None
-    input_shape: tuple[int, ...]
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-
-    def to_json(self) -> str:
-        """As it stands in the file."""
-        return json.dumps(asdict(self))
-
-    @classmethod
-    def from_json(cls, text: str) -> Source:
-        """Reads what `to_json` wrote."""
-        values = json.loads(text)
-        return cls(
-            str(values["model"]),
-            None if values["classes"] is None else int(values["classes"]),
-            tuple(int(n) for n in values["input_shape"]),
-            tuple(float(n) for n in values["mean"]),
-            tuple(float(n) for n in values["std"]),
-        )
+FORMAT_VERSION = "2"
 
 
 @dataclass(frozen=True)
@@ -106,12 +80,8 @@ def save_compressed(model: nn.Module, source: Source, path: str | Path, *, force
         tensors[name] = stored.clone() if storage in storages else stored
         storages.add(storage)
     _check_values(path, model, tensors)
-    metadata = {
-        "dprp_format": FORMAT_VERSION,
-        "source": source.to_json(),
-        "plan": plan.to_json(),
-        "tied": json.dumps(tied),
-    }
+    about = {"source": source.to_json(), "plan": plan.to_json(), "tied": json.dumps(tied)}
+    metadata = {"dprp_format": FORMAT_VERSION, **about, "sha256": digest(tensors, about)}
     with written_whole(path, force=force, error=CheckpointError) as temporary:
         try:
             save_file(tensors, temporary, metadata)
@@ -147,21 +117,41 @@ def load_compressed(path: str | Path, build: Callable[[Source], nn.Module], *, t
             that the caller did not.
     """
     path = Path(path)
-    if not path.is_file():
-        raise CheckpointError(f"{path}: no such file; check the path")
+    check_input(path, error=CheckpointError, what="a compressed .safetensors")
+    with _opened(path) as file:
+        header = read_header(path, file)
+        _check_source(path, header.source, trust)
+        network, sketched = _room(path, build, header)
+        with reading(path, error=CheckpointError):
+            tensors = {name: file.get_tensor(name) for name in header.layout}
+        _check_digest(path, header.metadata, tensors)
+        _check_values(path, network, tensors)
+        tensors |= {name: tensors[stored] for name, stored in header.tied.items()}
+        if sketched:
+            fill(network, tensors)
+        else:
+            network.load_state_dict(tensors)
+    return Loaded(network.eval(), header.source, plan_of(network))
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
     try:
         with safe_open(path, "pt") as file:
-            metadata: dict[str, str] = file.metadata() or {}
-            source, plan, tied = _read_metadata(path, metadata)
-            _check_source(path, source, trust)
-            network = _fit(path, build(source), plan)
-            _check_layout(path, network, file, tied)
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            yield file
     except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{path}: does not read as safetensors ({error}); the file is damaged") from error
-    _check_values(path, network, tensors)
-    network.load_state_dict(tensors | {name: tensors[stored] for name, stored in tied.items()})
-    return Loaded(network.eval(), source, plan)
+        raise CheckpointError(
+            f"{quoted(path)}: does not read as safetensors ({quoted(error)}); the file is damaged"
+        ) from error
+
+
+def _check_digest(path: Path, metadata: Mapping[str, str], tensors: Mapping[str, Tensor]) -> None:
+    if metadata["dprp_format"] == "1":
+        return
+    if digest(tensors, {name: metadata[name] for name in ("source", "plan", "tied")}) != metadata.get("sha256"):
+        raise CheckpointError(
+            f"{quoted(path)}: its content is not what was written (its SHA-256 differs); the file is damaged"
+        )
 
 
 def _check_values(path: Path, network: nn.Module, tensors: Mapping[str, Tensor]) -> None:
@@ -184,23 +174,6 @@ def _check_values(path: Path, network: nn.Module, tensors: Mapping[str, Tensor])
             )
 
 
-def _read_metadata(path: Path, metadata: dict[str, str]) -> tuple[Source, Plan, dict[str, str]]:
-    version = metadata.get("dprp_format")
-    if version is None:
-        raise CheckpointError(
-            f"{path}: is a plain safetensors file; pass it as --checkpoint with the name of its model"
-        )
-    if version != FORMAT_VERSION:
-        raise CheckpointError(f"{path}: has format {version}, this dprp reads {FORMAT_VERSION}; upgrade dprp")
-    try:
-        tied = json.loads(metadata["tied"])
-        if not isinstance(tied, dict):
-            raise TypeError("tied is not a map")
-        return Source.from_json(metadata["source"]), Plan.from_json(metadata["plan"]), tied
-    except (KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(f"{path}: its metadata does not read ({error}); write the file anew") from error
-
-
 def _check_source(path: Path, source: Source, trust: str | None) -> None:
     """Refuses to let a file name the code that builds it."""
     if ":" in source.model and source.model != trust:
@@ -211,22 +184,30 @@ def _check_source(path: Path, source: Source, trust: str | None) -> None:
         )
 
 
-def _fit(path: Path, network: nn.Module, plan: Plan) -> nn.Module:
+def _room(path: Path, build: Callable[[Source], nn.Module], header: Header) -> tuple[nn.Module, bool]:
+    """The network with room for the file's tensors, compared with them; and whether it takes no memory yet.
+
+    A function of the user's may compute with the weights that it makes, so that it is run as it is meant to.
+    """
+    if ":" not in header.source.model and not header.tied:
+        with contextlib.suppress(RuntimeError), without_memory():  # such a network computes with its weights, too
+            network = _restructured(path, build, header)
+            check_layout(path, network, header)
+            if can_be_filled(network):
+                return network, True
+    network = _restructured(path, build, header)
+    check_layout(path, network, header)
+    return network, False
+
+
+def _restructured(path: Path, build: Callable[[Source], nn.Module], header: Header) -> nn.Module:
     try:
-        return restructure(network, plan)
-    except PlanError as error:
-        raise CheckpointError(f"{path}: its plan does not fit its network ({error})") from error
-
-
-def _check_layout(path: Path, network: nn.Module, file: Any, tied: dict[str, str]) -> None:
-    """Names and shapes, before any tensor is read."""
-    expected = {name: list(tensor.shape) for name, tensor in network.state_dict().items()}
-    found = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
-    found |= {name: found.get(stored) for name, stored in tied.items()}
-    wrong = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
-    if wrong:
-        name = wrong[0]
+        network = build(header.source)
+    except ValueError as error:
         raise CheckpointError(
-            f"{path}: {name} is {found.get(name, 'missing')}, the network has {expected.get(name, 'no such tensor')}"
-            f" ({len(wrong)} such in all); the file is damaged or its model has changed"
-        )
+            f"{quoted(path)}: its network cannot be built ({quoted(error)}); check the file"
+        ) from error
+    try:
+        return restructure(network, header.plan)
+    except PlanError as error:
+        raise CheckpointError(f"{quoted(path)}: its plan does not fit its network ({quoted(error)})") from error

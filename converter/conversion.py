@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 
@@ -194,6 +194,7 @@ def replace_layers(
     """Puts a new layer wherever the plan factors one: checks first, then makes all, then swaps all."""
     check_fit(model, plan)
     by_name = dict(model.named_modules(remove_duplicate=False))
+    counted = _recounted(plan, by_name)
     made: dict[nn.Module, LowRank] = {}
     for name, wanted in plan.factored.items():
         layer = by_name[name]
@@ -208,8 +209,26 @@ def replace_layers(
         if layer in made:
             parent, _, child = name.rpartition(".")
             setattr(by_name[parent], child, made[layer])
-    setattr(model, _PLAN, _on_top(getattr(model, _PLAN, None), plan))
+    setattr(model, _PLAN, _on_top(getattr(model, _PLAN, None), counted))
     return model
+
+
+def _recounted(plan: Plan, by_name: Mapping[str, nn.Module]) -> Plan:
+    """The plan with the costs that this model has: one that was read from a file may say anything."""
+
+    def cost(layer: LayerPlan) -> LayerPlan:
+        module = by_name.get(layer.name)
+        params = layer.params if module is None else _parameters(module.parameters(recurse=False))
+        macs = layer.shape.macs if layer.factored and layer.shape is not None else layer.macs
+        return replace(layer, params=params, macs=macs)
+
+    layers = tuple(cost(layer) for layer in plan)
+    total = _parameters(by_name[""].parameters())
+    return replace(plan, layers=layers, params=total, macs=sum(layer.macs for layer in layers))
+
+
+def _parameters(parameters: Iterable[nn.Parameter]) -> int:
+    return sum(p.numel() for p in parameters if not isinstance(p, nn.parameter.UninitializedParameter))
 
 
 def _on_top(before: Plan | None, plan: Plan) -> Plan:

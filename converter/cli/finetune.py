@@ -10,10 +10,11 @@ from torch import nn
 
 from ...models import load_weights
 from ..accuracy import Accuracy
-from ..checkpoint import Source, save_compressed
+from ..checkpoint import save_compressed
 from ..conversion import plan_of
 from ..plan import Plan
 from ..policies import Budget, LatencyBudget, parse_budget
+from ..source import Source
 from ..training import finetune as train_low_rank
 from ..training_config import FinetuneConfig, OptimizerKind, Step
 from .console import note, silent

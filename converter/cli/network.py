@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from ...models import Preprocess, build, info, load_weights, preprocess_for
-from ..checkpoint import Source, is_compressed, load_compressed
+from ..checkpoint import is_compressed, load_compressed
 from ..probe import evaluating
+from ..source import Source
 from ..surveying import survey
 from .errors import CliError
 

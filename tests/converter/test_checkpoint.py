@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -27,6 +28,7 @@ from dprp.converter import (
     save_compressed,
     survey,
 )
+from dprp.converter.digest import digest
 
 from .conftest import Residual
 
@@ -66,12 +68,25 @@ def rewritten(file: Path, change: Callable[[dict[str, torch.Tensor], dict[str, s
         metadata = opened.metadata()
         tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
     change(tensors, metadata)
-    save_file(tensors, file, metadata)
+    # Whoever means harm can count as well as we do.
+    about = {name: metadata[name] for name in ("source", "plan", "tied")}
+    save_file(tensors, file, metadata | {"sha256": digest(tensors, about)})
     return file
 
 
 def set_metadata(**values: str) -> Callable[[dict[str, torch.Tensor], dict[str, str]], None]:
     return lambda _tensors, metadata: metadata.update(values)
+
+
+def set_tensor(name: str, tensor: torch.Tensor) -> Callable[[dict[str, torch.Tensor], dict[str, str]], None]:
+    return lambda tensors, _metadata: tensors.update({name: tensor})
+
+
+def set_source(**values: object) -> Callable[[dict[str, torch.Tensor], dict[str, str]], None]:
+    def change(_tensors: dict[str, torch.Tensor], metadata: dict[str, str]) -> None:
+        metadata["source"] = json.dumps(json.loads(metadata["source"]) | values)
+
+    return change
 
 
 def absurd_rank(_tensors: dict[str, torch.Tensor], metadata: dict[str, str]) -> None:
@@ -89,11 +104,23 @@ def other_rank(_tensors: dict[str, torch.Tensor], metadata: dict[str, str]) -> N
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (set_metadata(dprp_format="2"), r"has format 2, this dprp reads 1; upgrade dprp"),
+        (set_metadata(dprp_format="3"), r"has format 3, this dprp reads 1 and 2; upgrade dprp"),
+        (set_metadata(dprp_format="x" * 999), r"has format x{199}…, this dprp reads"),
+        (set_source(classes=2**40), r"classes is 1099511627776; a whole number from 1 to 1,048,576 belongs there"),
+        (set_source(classes="10"), r"classes is '10'; a whole number"),
+        (set_source(input_shape=[3, 65_536, 65_536]), r"input_shape is \[3, 65536, 65536\]; three sizes and at most"),
+        (set_source(input_shape=[3, 0, 16]), r"input_shape is 0; a whole number from 1"),
+        (set_source(std=[0.0, 1.0, 1.0]), r"std is 0\.0; a finite number above 0 belongs there"),
+        (set_source(mean=[float("nan"), 1.0, 1.0]), r"mean is nan; a finite number belongs there"),
+        (set_source(mean=[0.5]), r"there are 1 means and 3 stds for 3 channels"),
+        (set_source(model="own:\x1b[31m"), r"model is .*; at most 1,000 printable characters"),
+        (set_tensor("norm.num_batches_tracked", torch.tensor(1.5)), r"is floating \[\], the network has I64 \[\]"),
+        (set_tensor("head.bias", torch.zeros(10).char()), r"is I8 \[10\], the network has floating \[10\]"),
         (lambda _t, m: m.pop("dprp_format"), r"is a plain safetensors file; pass it as --checkpoint"),
         (set_metadata(plan="{"), r"its metadata does not read \(the plan is not JSON"),
         (set_metadata(source="[]"), r"its metadata does not read"),
-        (set_metadata(tied="[]"), r"its metadata does not read \(tied is not a map\)"),
+        (set_metadata(tied="[]"), r"its metadata does not read \(tied is not a map of names\)"),
+        (set_metadata(tied="[" * 100_000), r"its metadata does not read \("),
         (absurd_rank, r"rank 1000000000 is not in 1\.\.\d+"),
         (other_rank, r"the network has \[.*\] \(\d+ such in all\); the file is damaged"),
         (lambda t, _m: t.pop("head.bias"), r"head\.bias is missing, the network has \[10\]"),
@@ -108,6 +135,95 @@ def test_what_is_refused(
     with pytest.raises(CheckpointError, match=message) as caught:
         load_compressed(rewritten(file, change), build, trust=SOURCE.model)
     assert str(caught.value).startswith(f"{file}: ")
+
+
+def test_every_bit_counts(file: Path) -> None:
+    whole = file.read_bytes()
+    content = bytearray(whole)
+    for place in (len(content) - 1, len(content) // 2, len(content) - 4000):
+        content[place] ^= 1
+        file.write_bytes(content)
+        with pytest.raises(CheckpointError, match=r"its content is not what was written \(its SHA-256 differs\)"):
+            load_compressed(file, build, trust=SOURCE.model)
+        content[place] ^= 1
+    with safe_open(file, "pt") as opened:
+        told = opened.metadata()["plan"]
+    file.write_bytes(whole.replace(b'\\"budget\\"', b'\\"budgeT\\"'))
+    assert "budget" in told
+    with pytest.raises(CheckpointError, match="its metadata does not read"):
+        load_compressed(file, build, trust=SOURCE.model)
+
+
+def test_format_1_still_reads(compressed: nn.Module, file: Path) -> None:
+    with safe_open(file, "pt") as opened:
+        metadata = opened.metadata()
+        tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+    del metadata["sha256"]
+    save_file(tensors, file, metadata | {"dprp_format": "1"})
+    x = torch.randn(2, 3, 16, 16)
+    assert torch.equal(load_compressed(file, build, trust=SOURCE.model).model(x), compressed(x))
+
+
+def test_costs_are_counted_and_not_believed(compressed: nn.Module, file: Path) -> None:
+    def lie(_tensors: dict[str, torch.Tensor], metadata: dict[str, str]) -> None:
+        plan = json.loads(metadata["plan"])
+        plan |= {"params": 1, "macs": 2}
+        for layer in plan["layers"]:
+            layer["params"] = 3
+            layer["macs"] = 4 if layer["form"] else layer["macs"]
+        metadata["plan"] = json.dumps(plan)
+
+    assert load_compressed(rewritten(file, lie), build, trust=SOURCE.model).plan == plan_of(compressed)
+
+
+def compress_to(file: Path, model: nn.Module) -> nn.Module:
+    """Of a network that shares nothing, so that it need not be in memory to be compared."""
+    model.eval().alias = nn.Identity()
+    new = convert(model, plan_ranks(survey(model, torch.zeros(1, 3, 16, 16)), MacBudget(0.5), rank_multiple=2))
+    save_compressed(new, replace(SOURCE, model="ours"), file)
+    return new
+
+
+def test_a_network_that_does_not_fit_takes_no_memory(tmp_path: Path) -> None:
+    file = tmp_path / "small.safetensors"
+    compress_to(file, Residual())
+    made: list[nn.Module] = []
+
+    def vast(_source: Source) -> nn.Module:
+        made.append(nn.Sequential(nn.Linear(2**20, 2**20), Residual()))  # 4 TiB
+        return made[-1]
+
+    with pytest.raises(CheckpointError, match="its plan does not fit its network"):
+        load_compressed(file, vast)
+    assert all(parameter.is_meta for parameter in made[0].parameters())
+
+
+class Computing(Residual):
+    """Keeps tensors that no state dict has: one computed as it is built, one that is made to be filled in."""
+
+    def __init__(self, *, empty: bool) -> None:
+        super().__init__()
+        self.scale = torch.empty(1).fill_(2.0) if empty else torch.arange(3).sum()
+        self.register_buffer("shift", torch.linspace(0, 1, 10), persistent=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x) * self.scale + self.shift
+
+
+@pytest.mark.parametrize("empty", [False, True])
+def test_what_no_state_dict_has_is_there(tmp_path: Path, empty: bool) -> None:
+    file = tmp_path / "computing.safetensors"
+    new = compress_to(file, Computing(empty=empty))
+
+    def build(_source: Source) -> nn.Module:
+        built = Computing(empty=empty)
+        built.alias = nn.Identity()
+        return built
+
+    x = torch.randn(2, 3, 16, 16)
+    loaded = load_compressed(file, build).model
+    assert torch.equal(loaded(x), new(x))
+    assert all(parameter.requires_grad for parameter in loaded.parameters())
 
 
 def test_files_that_are_none(file: Path, tmp_path: Path) -> None:
