@@ -27,7 +27,7 @@ def number(value: object, name: str, *, above: float = -math.inf, least: float =
     Raises:
         ValueError: it is something else, or out of range.
     """
-    known = isinstance(value, (int, float)) and not isinstance(value, bool)
+    known = isinstance(value, float) or (isinstance(value, int) and not isinstance(value, bool) and value < LARGEST)
     if not known or not above < value < math.inf or value < least:  # type: ignore[operator]
         bound = f" above {above:g}" if above > -math.inf else f" of at least {least:g}" if least > -math.inf else ""
         raise ValueError(f"{name} is {_shown(value)}; a finite number{bound} belongs there")

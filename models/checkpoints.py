@@ -105,9 +105,9 @@ def _read_safetensors(path: Path) -> Mapping[str, object]:
 
 def _check_archive(path: Path) -> None:
     """Refuses an archive that would unpack to far more than it is: torch stores tensors as they are."""
-    if not zipfile.is_zipfile(path):
-        return  # the older format, or something that torch will refuse
     try:
+        if not zipfile.is_zipfile(path):
+            return  # the older format, or something that torch will refuse
         with zipfile.ZipFile(path) as archive:
             unpacked = sum(entry.file_size for entry in archive.infolist())
     except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:

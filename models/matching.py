@@ -52,7 +52,9 @@ def _classes_of_other_head(wrong: list[str], state: dict[str, Tensor], wanted: d
     """Outputs of the checkpoint's head, if one layer's number of outputs is all that differs."""
     if len({key.rpartition(".")[0] for key in wrong}) != 1:
         return None
-    if any(state[key].dim() == 0 or state[key].shape[1:] != wanted[key].shape[1:] for key in wrong):
+    if any(
+        0 in (state[key].dim(), wanted[key].dim()) or state[key].shape[1:] != wanted[key].shape[1:] for key in wrong
+    ):
         return None
     outputs = {state[key].shape[0] for key in wrong}
     return outputs.pop() if len(outputs) == 1 else None

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from ...files import quoted
+from ...files.exchange import exchanged
 from ...files.leftovers import abandoned, held, synced
 from .errors import CliError
 
@@ -76,8 +77,9 @@ def check_folder(path: Path, *, inputs: Iterable[Path | str | None] = (), force:
 def made_whole(path: Path, *, force: bool) -> Iterator[Path]:
     """A temporary folder beside `path` that takes its place when the block ends well, and goes away otherwise.
 
-    Whatever ends the block or this function, the older result or the whole new one is at `path`; if the process is
-    killed between the two renames, the next run puts the older one back.
+    Whatever ends the block or this function, the older result or the whole new one is at `path`. Where the file
+    system cannot exchange two names in one step, a kill between two renames leaves neither there, and the next run
+    puts the older one back.
 
     Raises:
         CliError: the folder may not be written.
@@ -121,6 +123,8 @@ def _told_of(made: Path, path: Path) -> Iterator[None]:
 
 
 def _put(made: Path, path: Path, old: Path) -> None:
+    if path.exists() and exchanged(made, path):
+        return  # the older result is in the temporary folder now
     try:
         if path.exists():
             path.rename(old)
