@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 from ..files import quoted
 
@@ -47,19 +48,19 @@ def printable(value: object, name: str) -> str:
     return value
 
 
-def sequence(value: object, name: str, most: int) -> list[object]:
+def sequence(value: object, name: str, most: int) -> Sequence[object]:
     """A list that is not absurdly long.
 
     Raises:
         ValueError: it is something else.
     """
-    if not isinstance(value, list) or len(value) > most:
+    if not isinstance(value, (list, tuple)) or len(value) > most:
         raise ValueError(f"{name} is {_shown(value)}; a list of at most {most:,} values belongs there")
     return value
 
 
 def _shown(value: object) -> str:
-    if isinstance(value, list):
+    if isinstance(value, (list, tuple)):
         return f"a list of {len(value):,}"
     if isinstance(value, int) and abs(value) > LARGEST:  # its digits may be too many to print
         return "a number beyond all bounds"
