@@ -9,12 +9,18 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .accuracy import Accuracy, evaluate
-    from .calibration import Calibration, calibrate
-    from .checkpoint import Loaded, is_compressed, load_compressed, save_compressed
-    from .conversion import convert, plan_of
-    from .costs import Unit, break_even_rank
-    from .decomposition import Factors, decompose
+    from .analysis import (
+        Accuracy,
+        Calibration,
+        Layer,
+        Sensitivity,
+        Survey,
+        calibrate,
+        evaluate,
+        sensitivities,
+        survey,
+    )
+    from .conversion import convert, fold_batch_norms, fuse, plan_of
     from .errors import (
         BudgetError,
         CheckpointError,
@@ -25,21 +31,25 @@ if TYPE_CHECKING:
         PlanError,
         TrainingError,
     )
-    from .factor_moments import input_moments
-    from .fold import fold_batch_norms
-    from .forms import Form
-    from .fusion import fuse
-    from .layer_times import LayerTimes, chains_to_time
-    from .layers import LowRank, LowRankConv2d, LowRankLinear
-    from .losses import RankPenalty
-    from .plan import LayerPlan, Plan
-    from .planner import headroom, plan_ranks
-    from .policies import Budget, Energy, FixedRank, LatencyBudget, MacBudget, ParamBudget, RankRatio, parse_budget
-    from .sensitivity import Sensitivity, sensitivities
-    from .source import Source
-    from .surveying import Layer, Survey, survey
-    from .training import finetune
-    from .training_config import FinetuneConfig, OptimizerKind, Step
+    from .lowrank import Factors, Form, LowRank, LowRankConv2d, LowRankLinear, Unit, break_even_rank, decompose
+    from .planning import (
+        Budget,
+        Energy,
+        FixedRank,
+        LatencyBudget,
+        LayerPlan,
+        LayerTimes,
+        MacBudget,
+        ParamBudget,
+        Plan,
+        RankRatio,
+        chains_to_time,
+        headroom,
+        parse_budget,
+        plan_ranks,
+    )
+    from .storage import Loaded, Source, is_compressed, load_compressed, save_compressed
+    from .training import FinetuneConfig, OptimizerKind, RankPenalty, Step, finetune, input_moments
 
 __all__ = [
     "Accuracy",
@@ -99,27 +109,22 @@ __all__ = [
 ]
 
 _HOMES = {
-    "calibration": (
+    "analysis": (
+        "Accuracy",
         "Calibration",
+        "Layer",
+        "Sensitivity",
+        "Survey",
         "calibrate",
-    ),
-    "checkpoint": (
-        "Loaded",
-        "is_compressed",
-        "load_compressed",
-        "save_compressed",
+        "evaluate",
+        "sensitivities",
+        "survey",
     ),
     "conversion": (
         "convert",
+        "fold_batch_norms",
+        "fuse",
         "plan_of",
-    ),
-    "costs": (
-        "Unit",
-        "break_even_rank",
-    ),
-    "decomposition": (
-        "Factors",
-        "decompose",
     ),
     "errors": (
         "BudgetError",
@@ -131,57 +136,46 @@ _HOMES = {
         "PlanError",
         "TrainingError",
     ),
-    "accuracy": (
-        "Accuracy",
-        "evaluate",
-    ),
-    "training": ("finetune",),
-    "fold": ("fold_batch_norms",),
-    "forms": ("Form",),
-    "fusion": ("fuse",),
-    "factor_moments": ("input_moments",),
-    "layer_times": (
-        "LayerTimes",
-        "chains_to_time",
-    ),
-    "layers": (
+    "lowrank": (
+        "Factors",
+        "Form",
         "LowRank",
         "LowRankConv2d",
         "LowRankLinear",
+        "Unit",
+        "break_even_rank",
+        "decompose",
     ),
-    "losses": ("RankPenalty",),
-    "plan": (
-        "LayerPlan",
-        "Plan",
-    ),
-    "planner": (
-        "headroom",
-        "plan_ranks",
-    ),
-    "policies": (
+    "planning": (
         "Budget",
         "Energy",
         "FixedRank",
         "LatencyBudget",
+        "LayerPlan",
+        "LayerTimes",
         "MacBudget",
         "ParamBudget",
+        "Plan",
         "RankRatio",
+        "chains_to_time",
+        "headroom",
         "parse_budget",
+        "plan_ranks",
     ),
-    "sensitivity": (
-        "Sensitivity",
-        "sensitivities",
+    "storage": (
+        "Loaded",
+        "Source",
+        "is_compressed",
+        "load_compressed",
+        "save_compressed",
     ),
-    "source": ("Source",),
-    "surveying": (
-        "Layer",
-        "Survey",
-        "survey",
-    ),
-    "training_config": (
+    "training": (
         "FinetuneConfig",
         "OptimizerKind",
+        "RankPenalty",
         "Step",
+        "finetune",
+        "input_moments",
     ),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}

@@ -7,14 +7,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ...files import written_whole
-from ..checkpoint import save_compressed
-from ..conversion import plan_of
-from ..factor_moments import input_moments
-from ..planner import DEFAULT_RANK_MULTIPLE
-from ..policies import LatencyBudget, parse_budget
-from ..sensitivity import Sensitivity
-from ..training import finetune
-from ..training_config import FinetuneConfig
+from ..analysis.sensitivity import Sensitivity
+from ..conversion.attached import plan_of
+from ..planning.planner import DEFAULT_RANK_MULTIPLE
+from ..planning.policies import LatencyBudget, parse_budget
+from ..storage.checkpoint import save_compressed
+from ..training.config import FinetuneConfig
+from ..training.factor_moments import input_moments
+from ..training.finetuning import finetune
 from .console import note, silent
 from .conversion import CALIBRATION_IMAGES, factorise, forms_from, sensitivity_from
 from .convert import write_plan

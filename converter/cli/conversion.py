@@ -10,15 +10,15 @@ import torch
 from torch import nn
 
 from ...files import check_input, reading
-from ..calibration import Calibration, calibrate
-from ..conversion import convert
+from ..analysis.calibration import Calibration, calibrate
+from ..analysis.sensitivity import Sensitivity, sensitivities
+from ..analysis.surveying import Survey, survey
+from ..conversion.converting import convert
 from ..errors import PlanError
-from ..forms import Form
-from ..plan import Plan
-from ..planner import DEFAULT_RANK_MULTIPLE, headroom, plan_ranks
-from ..policies import LatencyBudget, MacBudget, ParamBudget, Policy
-from ..sensitivity import Sensitivity, sensitivities
-from ..surveying import Survey, survey
+from ..lowrank.forms import Form
+from ..planning.plan import Plan
+from ..planning.planner import DEFAULT_RANK_MULTIPLE, headroom, plan_ranks
+from ..planning.policies import LatencyBudget, MacBudget, ParamBudget, Policy
 from .data import Loader
 from .errors import CliError
 from .network import Network

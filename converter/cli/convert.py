@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from ...files import check_outputs, written_whole
-from ..checkpoint import save_compressed
+from ..analysis.sensitivity import Sensitivity
 from ..errors import CheckpointError
-from ..plan import Plan
-from ..planner import DEFAULT_RANK_MULTIPLE
-from ..policies import Energy, FixedRank, Policy, RankRatio, parse_budget
-from ..sensitivity import Sensitivity
+from ..planning.plan import Plan
+from ..planning.planner import DEFAULT_RANK_MULTIPLE
+from ..planning.policies import Energy, FixedRank, Policy, RankRatio, parse_budget
+from ..storage.checkpoint import save_compressed
 from .conversion import CALIBRATION_IMAGES, factorise, forms_from, read_plan, sensitivity_from
 from .data import data_file, open_calibration
 from .device import pick_device

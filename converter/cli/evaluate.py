@@ -9,7 +9,7 @@ from typing import Any
 
 from ...export import evaluate_onnx
 from ...models import load_data
-from ..accuracy import evaluate as evaluate_model
+from ..analysis.accuracy import evaluate as evaluate_model
 from .console import note, silent
 from .data import Batches, open_data
 from .device import pick_device

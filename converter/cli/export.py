@@ -12,8 +12,8 @@ from torch import Tensor
 
 from ...export import Verification, to_onnx
 from ...files import check_outputs
-from ..conversion import plan_of
-from ..fusion import fuse
+from ..conversion.attached import plan_of
+from ..conversion.fusion import fuse
 from .device import pick_device
 from .errors import CliError
 from .metadata import onnx_metadata

@@ -9,14 +9,14 @@ from typing import Any
 from torch import nn
 
 from ...models import load_weights
-from ..accuracy import Accuracy
-from ..checkpoint import save_compressed
-from ..conversion import plan_of
-from ..plan import Plan
-from ..policies import Budget, LatencyBudget, parse_budget
-from ..source import Source
-from ..training import finetune as train_low_rank
-from ..training_config import FinetuneConfig, OptimizerKind, Step
+from ..analysis.accuracy import Accuracy
+from ..conversion.attached import plan_of
+from ..planning.plan import Plan
+from ..planning.policies import Budget, LatencyBudget, parse_budget
+from ..storage.checkpoint import save_compressed
+from ..storage.source import Source
+from ..training.config import FinetuneConfig, OptimizerKind, Step
+from ..training.finetuning import finetune as train_low_rank
 from .console import note, silent
 from .convert import check_compressed_target
 from .data import Batches, data_file, open_data

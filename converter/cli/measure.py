@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from ...export import Verification, benchmark, evaluate_onnx
-from ..costs import Unit
-from ..plan import Plan
+from ..lowrank.costs import Unit
+from ..planning.plan import Plan
 from .data import Loader
 from .folder import COMPRESSED_ONNX, DENSE_ONNX
 from .summary import Figures, Summary, remarks

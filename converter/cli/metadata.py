@@ -16,9 +16,9 @@ from pathlib import Path
 from ...export import read_metadata
 from ...models import ModelInfo, Preprocess, preprocess_for
 from ...models.registry import IMAGENET_MEAN, IMAGENET_STD
-from ..costs import Unit
-from ..plan import Plan
-from ..source import Source
+from ..lowrank.costs import Unit
+from ..planning.plan import Plan
+from ..storage.source import Source
 from .errors import CliError
 from .totals import ranks
 from .values import numbers_from, shape_from

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from ...models import Preprocess, build, info, load_weights, preprocess_for
-from ..checkpoint import is_compressed, load_compressed
-from ..probe import evaluating
-from ..source import Source
-from ..surveying import survey
+from ..analysis.probe import evaluating
+from ..analysis.surveying import survey
+from ..storage.checkpoint import is_compressed, load_compressed
+from ..storage.source import Source
 from .errors import CliError
 
 _PICKLES = (".pth", ".th", ".pt", ".ckpt", ".bin")

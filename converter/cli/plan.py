@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from ...files import check_outputs
-from ..plan import Plan
-from ..planner import DEFAULT_RANK_MULTIPLE
-from ..sensitivity import Sensitivity
+from ..analysis.sensitivity import Sensitivity
+from ..planning.plan import Plan
+from ..planning.planner import DEFAULT_RANK_MULTIPLE
 from .conversion import CALIBRATION_IMAGES, forms_from, plan_network, sensitivity_from
 from .convert import wanted_ranks, write_plan
 from .data import data_file, open_calibration

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ..surveying import Survey
-from ..surveying import survey as survey_layers
+from ..analysis.surveying import Survey
+from ..analysis.surveying import survey as survey_layers
 from .device import pick_device
 from .network import open_network
 

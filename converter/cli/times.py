@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ...export import LatencyTable, PlainLayer, time_network
-from ..forms import Form
-from ..layer_times import LayerTimes, chains_to_time
-from ..shapes import LayerShape
-from ..surveying import Survey
+from ..analysis.surveying import Survey
+from ..lowrank.forms import Form
+from ..lowrank.shapes import LayerShape
+from ..planning.layer_times import LayerTimes, chains_to_time
 from .export import export_network
 from .network import Network
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..costs import Unit
-from ..plan import Plan
+from ..lowrank.costs import Unit
+from ..planning.plan import Plan
 
 
 def costs(plan: Plan) -> dict[str, Any]:

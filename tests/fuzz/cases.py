@@ -25,8 +25,8 @@ from dprp.converter import MacBudget, Source, convert, plan_ranks, save_compress
 from dprp.converter.cli.conversion import read_plan
 from dprp.converter.cli.errors import CliError
 from dprp.converter.cli.network import open_network
-from dprp.converter.digest import digest
 from dprp.converter.errors import ConverterError
+from dprp.converter.storage.digest import digest
 from dprp.models import build, load_weights
 from dprp.models.errors import ModelsError
 

@@ -1,0 +1,202 @@
+"""Calibrate: what a few hundred images tell about each layer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import ModelError
+from ..lowrank.decomposition import regularised, tail_energies
+from ..lowrank.forms import Form, forms_for, matricise, matrix_size
+from ..lowrank.moments import pair_moments
+from ..lowrank.shapes import LayerShape
+from .accuracy import device_of
+from .batch_axis import batch_axes
+from .memory import images_in_memory
+from .probe import evaluating, layer_input
+from .running import named, run
+from .surveying import Layer, Survey
+
+Moments = Mapping[tuple[str, Form], Tensor]
+"""Second moments of what a layer's first factor sees, (columns, columns), by layer name and form."""
+
+Energies = Mapping[tuple[str, Form], Tensor]
+"""What a layer loses in a form at each rank, (full rank + 1,); entry 0 is what losing all of it costs."""
+
+RIDGE = 1e-4
+"""Added to second moments, relative to the mean of their diagonal."""
+
+PLANNING_IMAGES = 256
+"""Errors for planning are means over this many images at most: they settle long before that."""
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Images, and what each layer would lose on them.
+
+    Attributes:
+        images: (N, C, H, W) as the network takes them; conversion fits its layers on these.
+        energies: squared error of a layer's output by (layer, form), at each rank from 0 to full.
+    """
+
+    images: Tensor
+    energies: Energies = field(repr=False)
+
+
+@torch.no_grad()
+def calibrate(
+    model: nn.Module,
+    layers: Survey,
+    batches: Tensor | Iterable[Tensor | tuple[Tensor, ...]],
+    *,
+    images: int = 2000,
+    on_layer: Callable[[str], None] | None = None,
+) -> Calibration:
+    """Measures what each layer would lose at each rank, in one forward pass.
+
+    Args:
+        model: the dense network that `layers` was made from.
+        layers: its survey.
+        batches: images (N, C, H, W), or batches of them whose first element is the images; labels are not used.
+        images: how many to use at most; fewer where their activations would take more than 1.5 GiB.
+        on_layer: is told the name of each layer when it is done.
+
+    Returns:
+        The images and the errors. Moments are made layer by layer and dropped again, so memory is bounded by the
+        activations of 256 images.
+
+    Raises:
+        ModelError: no images, images or weights that are not finite, or images that the model cannot take.
+    """
+    # More than walk through two networks at once would not be used by the conversion either.
+    shapes = [layer.shape for layer in layers]
+    sample = _gather(batches, images_in_memory(shapes, images, networks=2)).to(device_of(model))
+    if not bool(sample.isfinite().all()):
+        raise ModelError("the calibration images hold values that are not finite; check the data")
+    wanted = {layer.name: layer for layer in layers if layer.reason is None}
+    for layer in wanted.values():
+        assert layer.weight is not None
+        if not bool(layer.weight.isfinite().all()):
+            raise ModelError(f"{layer.name}: its weight holds values that are not finite; repair the checkpoint")
+    modules = dict(model.named_modules())
+    axes = batch_axes(model, wanted, sample)
+    energies: dict[tuple[str, Form], Tensor] = {}
+
+    def measure(layer: Layer) -> Callable[..., None]:
+        def hook(module: nn.Module, inputs: tuple[Any, ...], keywords: dict[str, Any], output: Tensor) -> None:
+            assert module.bias is None or isinstance(module.bias, Tensor)
+            given = layer_input(inputs, keywords)
+            # A shared module's first call stands for all.
+            if given is None or any((layer.name, form) in energies for form in Form):
+                return
+            with named(layer.name, "measuring what it would lose"), torch.autocast(given.device.type, enabled=False):
+                if axes[layer.name] is None:
+                    energies.update(_weight_energies(layer))
+                else:
+                    energies.update(_layer_energies(layer, given, output, module.bias))
+            if on_layer is not None:
+                on_layer(layer.name)
+
+        return hook
+
+    handles = [
+        modules[name].register_forward_hook(measure(layer), with_kwargs=True) for name, layer in wanted.items()
+    ]
+    try:
+        with evaluating(model):
+            run(model, sample[: images_in_memory(shapes, PLANNING_IMAGES)])
+    finally:
+        for handle in handles:
+            handle.remove()
+    for layer in wanted.values():  # another branch was taken
+        if not any((layer.name, form) in energies for form in Form):
+            energies.update(_weight_energies(layer))
+    return Calibration(sample, energies)
+
+
+def _gather(batches: Tensor | Iterable[Tensor | tuple[Tensor, ...]], images: int) -> Tensor:
+    if isinstance(batches, Tensor):
+        parts = [batches[:images]]
+    else:
+        parts, have = [], 0
+        for batch in batches:
+            part = batch[0] if isinstance(batch, (tuple, list)) and batch else batch
+            if not isinstance(part, Tensor):
+                raise ModelError(
+                    f"a calibration batch is a {type(batch).__name__}; give images (N, ...), or tuples whose first "
+                    "element is the images"
+                )
+            if parts and part.shape[1:] != parts[0].shape[1:]:
+                raise ModelError(
+                    f"calibration images have shapes {tuple(parts[0].shape[1:])} and {tuple(part.shape[1:])}; give "
+                    "them one size"
+                )
+            parts.append(part[: images - have])
+            have += len(parts[-1])
+            if have >= images:
+                break
+    if not parts or sum(len(part) for part in parts) == 0:
+        raise ModelError("there are no calibration images; give a data set with training images")
+    return torch.cat(parts)
+
+
+def _weight_energies(layer: Layer) -> dict[tuple[str, Form], Tensor]:
+    """As if every direction of input counted the same: for layers whose input does not carry the images."""
+    assert layer.shape is not None
+    assert layer.weight is not None
+    return {
+        (layer.name, form): tail_energies(matricise(layer.weight, layer.shape, form)).cpu()
+        for form in forms_for(layer.shape)
+    }
+
+
+def _layer_energies(layer: Layer, x: Tensor, y: Tensor, bias: Tensor | None) -> dict[tuple[str, Form], Tensor]:
+    assert layer.shape is not None
+    assert layer.weight is not None
+    if not bool(x.isfinite().all()) or not bool(y.isfinite().all()):
+        raise ModelError(
+            f"{layer.name}: its inputs or outputs hold values that are not finite on the calibration images; check "
+            "the weights of the layers before it"
+        )
+    found = {}
+    for form in forms_for(layer.shape):
+        rows, columns = matrix_size(layer.shape, form)
+        matrix = matricise(layer.weight, layer.shape, form)
+        if form is Form.CHANNEL and rows <= columns:
+            # The error of the best fit is the tail of the output's own second moment, which is far smaller.
+            energy = _moment_tail(_products(y, layer.shape, bias))
+        else:
+            moment = pair_moments(x, x, layer.shape, form).second
+            energy = tail_energies(matrix, regularised(moment, RIDGE))
+        found[layer.name, form] = energy.cpu()
+    return found
+
+
+def _products(y: Tensor, shape: LayerShape, bias: Tensor | None) -> Tensor:
+    """Outputs without the bias, W x: (groups, outputs / groups, samples) float32.
+
+    Args:
+        y: (N, outputs, H, W) or (outputs, H, W); (..., outputs) for a linear layer.
+        bias: (outputs,) or None.
+    """
+    if shape.kind == "linear":
+        columns = y.reshape(-1, shape.outputs).mT
+    else:
+        columns = (y if y.dim() == 4 else y.unsqueeze(0)).transpose(0, 1).reshape(shape.outputs, -1)
+    columns = columns.float() if bias is None else columns.float() - bias.float().unsqueeze(-1)
+    return columns.reshape(shape.groups, shape.outputs // shape.groups, -1)
+
+
+def _moment_tail(products: Tensor) -> Tensor:
+    second = (products @ products.mT).double() / max(1, products.shape[-1])
+    if not bool(second.isfinite().all()):
+        raise ModelError(
+            f"its outputs are too large to square (largest {float(products.abs().max()):.3g}); scale the images as "
+            "the network was trained on them"
+        )
+    squares = torch.linalg.eigvalsh(second).clamp_min(0).sum(0)
+    return torch.cat([squares.new_zeros(1), squares.cumsum(0)]).flip(0)

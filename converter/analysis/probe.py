@@ -1,0 +1,111 @@
+"""One forward pass that notes which layers run, on which maps, and what each call costs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import ModelError
+from ..lowrank.layers import LowRank
+from ..lowrank.shapes import Map
+from .running import run
+
+CONVOLUTIONS = (
+    nn.Conv1d,
+    nn.Conv2d,
+    nn.Conv3d,
+    nn.ConvTranspose1d,
+    nn.ConvTranspose2d,
+    nn.ConvTranspose3d,
+)
+
+
+@dataclass(frozen=True)
+class Call:
+    maps: tuple[Map, ...]
+    macs: int
+
+
+def probe(model: nn.Module, example: Tensor) -> dict[nn.Module, list[Call]]:
+    """Calls of each layer in the forward pass of one sample, in order of first call.
+
+    Only the first sample runs, so that nothing has to be divided by a number of samples: a branch that does not carry
+    the batch, or one call for each sample, counts as what it is. A network that wants several runs on all of them.
+    """
+    if example.dim() < 1 or example.shape[0] < 1:
+        raise ModelError(f"the example input has shape {tuple(example.shape)}; give at least one sample (N, ...)")
+    try:
+        return _calls(model, example[:1], 1)
+    except ModelError:
+        if example.shape[0] == 1:
+            raise
+        return _calls(model, example, example.shape[0])
+
+
+def layer_input(inputs: tuple[Any, ...], keywords: dict[str, Any]) -> Tensor | None:
+    """What a layer was called on, by position or as `input=`."""
+    given = inputs[0] if inputs else keywords.get("input")
+    return given if isinstance(given, Tensor) else None
+
+
+def _calls(model: nn.Module, example: Tensor, samples: int) -> dict[nn.Module, list[Call]]:
+    calls: dict[nn.Module, list[Call]] = {}
+
+    def record(module: nn.Module, inputs: tuple[Any, ...], keywords: dict[str, Any], output: Any) -> None:
+        given = layer_input(inputs, keywords)
+        if given is not None and isinstance(output, Tensor):
+            calls.setdefault(module, []).append(_call(module, given, output, samples))
+
+    layers = [m for m in model.modules() if isinstance(m, (*CONVOLUTIONS, nn.Linear, LowRank))]
+    handles = [layer.register_forward_hook(record, with_kwargs=True) for layer in layers]
+    try:
+        with evaluating(model), torch.no_grad():
+            run(model, example)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return calls
+
+
+def _call(module: nn.Module, given: Tensor, made: Tensor, samples: int) -> Call:
+    if isinstance(module, LowRank):
+        dense = _maps(given, made, samples, spatial=module.shape.kind == "conv2d")
+        first, second = module.factor_shapes_on(module.shape.with_calls(dense))
+        return Call(dense, first.macs + second.macs)
+    if isinstance(module, nn.Linear):
+        maps = _maps(given, made, samples, spatial=False)
+        return Call(maps, module.in_features * module.out_features * sum(m.width_out for m in maps))
+    weight = module.weight
+    assert isinstance(weight, Tensor)
+    if isinstance(module, nn.Conv2d):
+        maps = _maps(given, made, samples, spatial=True)
+        return Call(maps, weight.numel() * sum(m.height_out * m.width_out for m in maps))
+    transposed = isinstance(module, (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d))
+    # Each input pixel of a transposed convolution, each output pixel of a plain one, meets one filter.
+    return Call((), max(1, (given if transposed else made).numel() // samples) * weight[0].numel())
+
+
+def _maps(given: Tensor, made: Tensor, samples: int, *, spatial: bool) -> tuple[Map, ...]:
+    if not spatial:
+        rows = max(1, made.numel() // made.shape[-1] // samples)
+        return (Map(1, rows, 1, rows),)
+    one = Map(given.shape[-2], given.shape[-1], made.shape[-2], made.shape[-1])
+    # A model may fold time or windows into the batch: then one sample makes several maps.
+    return (one,) * max(1, (made.shape[0] if made.dim() == 4 else 1) // samples)
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Eval mode inside, each module's own mode again afterwards."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode

@@ -1,0 +1,234 @@
+"""Survey: what is in a network, what of it can be factored, and why the rest cannot.
+
+One probe forward in eval mode tells which modules really run and on which maps; nothing is traced, so any Python
+in `forward` is fine.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from ..errors import ModelError
+from ..lowrank.costs import break_even_rank
+from ..lowrank.forms import Form, forms_for, full_rank
+from ..lowrank.layers import LowRank
+from ..lowrank.shapes import LayerShape, shape_of
+from ..tables import table
+from .probe import CONVOLUTIONS, Call, probe
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One layer with weights, as found.
+
+    Attributes:
+        name: where it is; the first name when the module is reachable by several.
+        kind: its class name.
+        macs: multiply-adds of one sample's forward pass.
+        params: its own parameters.
+        shape: its geometry, or None for kinds that cannot be factored.
+        reason: why it stays as it is, or None when it can be factored.
+        weight: the tensor itself (not a copy), for planning; None when it cannot be factored.
+        aliases: other names of the same module.
+    """
+
+    name: str
+    kind: str
+    macs: int
+    params: int
+    shape: LayerShape | None
+    reason: str | None
+    weight: Tensor | None = field(default=None, repr=False, compare=False)
+    aliases: tuple[str, ...] = ()
+
+    @property
+    def forms(self) -> dict[Form, int]:
+        """Break-even rank of each form that saves anything."""
+        if self.shape is None or self.reason is not None:
+            return {}
+        ranks = {form: break_even_rank(self.shape, form) for form in forms_for(self.shape)}
+        return {form: rank for form, rank in ranks.items() if rank > 0}
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What `survey` found; iterating gives the layers, `print` a table.
+
+    Attributes:
+        layers: every convolution and dense layer, in the order in which they run; those that never run last.
+        params: parameters of the whole network, normalisation included.
+        macs: multiply-adds of all layers for one sample; matrix products outside of layers are not counted.
+        input_shape: shape of the probe, without the batch.
+    """
+
+    layers: tuple[Layer, ...]
+    params: int
+    macs: int
+    input_shape: tuple[int, ...]
+
+    def __iter__(self) -> Iterator[Layer]:
+        return iter(self.layers)
+
+    def __len__(self) -> int:
+        return len(self.layers)
+
+    def __str__(self) -> str:
+        rows = [
+            (
+                layer.name,
+                layer.kind,
+                "" if layer.shape is None else _weight(layer.shape),
+                f"{layer.params:,}",
+                f"{layer.macs:,}",
+                ", ".join(f"{form} {rank}/{_full(layer, form)}" for form, rank in layer.forms.items())
+                or f"stays: {layer.reason}",
+            )
+            for layer in self
+        ]
+        head = ("layer", "kind", "weight", "params", "MACs", "break-even rank / full rank by form")
+        total = ("total", "", "", f"{self.params:,}", f"{self.macs:,}", "params of all modules")
+        return table(head, [*rows, total], right=(3, 4))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return {
+            "input_shape": list(self.input_shape),
+            "params": self.params,
+            "macs": self.macs,
+            "layers": [
+                {
+                    "name": layer.name,
+                    "aliases": list(layer.aliases),
+                    "kind": layer.kind,
+                    "params": layer.params,
+                    "macs": layer.macs,
+                    "forms": {
+                        form.value: {"break_even": rank, "full": _full(layer, form)}
+                        for form, rank in layer.forms.items()
+                    },
+                    "reason": layer.reason,
+                }
+                for layer in self
+            ],
+        }
+
+
+def _weight(shape: LayerShape) -> str:
+    return " x ".join(str(n) for n in (shape.weight if shape.kind == "conv2d" else shape.weight[:2]))
+
+
+def _full(layer: Layer, form: Form) -> int:
+    assert layer.shape is not None
+    return full_rank(layer.shape, form)
+
+
+def survey(model: nn.Module, example: Tensor) -> Survey:
+    """Walks a network with one probe forward.
+
+    Args:
+        model: any module; neither its weights nor its mode are changed.
+        example: (N, ...) one input batch, on the model's device.
+
+    Returns:
+        Every layer with its shape, cost and forms, or the reason it stays.
+
+    Raises:
+        ModelError: the model is wrapped (DataParallel, compile), or cannot take the example.
+    """
+    _refuse_wrappers(model)
+    names: defaultdict[nn.Module, list[str]] = defaultdict(list)
+    for name, module in model.named_modules(remove_duplicate=False):
+        names[module].append(name)
+    calls = probe(model, example)
+    owners: defaultdict[int, set[nn.Module]] = defaultdict(set)
+    for module in names:
+        for parameter in module.parameters(recurse=False):
+            owners[id(parameter)].add(module)
+    found = [m for m in names if isinstance(m, (*CONVOLUTIONS, nn.Linear, LowRank))]
+    order = {module: place for place, module in enumerate(calls)}
+    found.sort(key=lambda module: order.get(module, len(order)))
+    layers = []
+    for module in found:
+        shape = _shape(module, calls.get(module, []))
+        sharers = {owner for p in module.parameters(recurse=False) for owner in owners[id(p)]} - {module}
+        reason = _reason(module, shape, sharers, names)
+        weight = module.weight if reason is None else None
+        layers.append(
+            Layer(
+                names[module][0],
+                type(module).__name__,
+                sum(call.macs for call in calls.get(module, [])),
+                sum(p.numel() for p in module.parameters(recurse=False) if not _lazy(p)),
+                shape,
+                reason,
+                weight.detach() if isinstance(weight, Tensor) else None,
+                tuple(names[module][1:]),
+            )
+        )
+    return Survey(
+        tuple(layers),
+        sum(p.numel() for p in model.parameters() if not _lazy(p)),
+        sum(layer.macs for layer in layers),
+        tuple(example.shape[1:]),
+    )
+
+
+def _shape(module: nn.Module, calls: list[Call]) -> LayerShape | None:
+    maps = tuple(m for call in calls for m in call.maps)
+    if isinstance(module, LowRank):
+        return module.shape.with_calls(maps)
+    if isinstance(module, (nn.Conv2d, nn.Linear)) and not any(_lazy(p) for p in module.parameters()):
+        return shape_of(module).with_calls(maps)
+    return None
+
+
+def _reason(
+    module: nn.Module,
+    shape: LayerShape | None,
+    sharers: set[nn.Module],
+    names: dict[nn.Module, list[str]],
+) -> str | None:
+    if isinstance(module, LowRank):
+        return f"already factored ({module.form}, rank {module.rank})"
+    kind = type(module)
+    if shape is None:
+        return f"{kind.__name__} is not supported yet"
+    if not shape.calls:
+        return "its forward did not run in the probe"
+    plain = nn.Conv2d if isinstance(module, nn.Conv2d) else nn.Linear
+    if any(
+        getattr(kind, method, None) is not getattr(plain, method, None) for method in ("forward", "_conv_forward")
+    ):
+        return f"{kind.__name__} computes something else than {plain.__name__}"
+    if parametrize.is_parametrized(module):
+        return "its weight is parametrized; remove the parametrization first"
+    if module._forward_hooks or module._forward_pre_hooks or module._backward_hooks:
+        return "it has hooks that a replacement would lose; remove them first"
+    if sharers:
+        return f"its weight is tied to {names[next(iter(sharers))][0]}"
+    if not any(break_even_rank(shape, form) for form in forms_for(shape)):
+        return "too small: no rank makes it cheaper"
+    return None
+
+
+def _refuse_wrappers(model: nn.Module) -> None:
+    remedies: tuple[tuple[Callable[[], bool], str], ...] = (
+        (lambda: isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)), "model.module"),
+        (lambda: hasattr(model, "_orig_mod"), "model._orig_mod"),
+    )
+    for wrapped, remedy in remedies:
+        if wrapped():
+            raise ModelError(f"the model is wrapped in {type(model).__name__}; pass {remedy} instead")
+    if isinstance(model, torch.jit.ScriptModule):
+        raise ModelError("the model is a TorchScript module, which cannot be rebuilt; pass the Python module")
+
+
+def _lazy(parameter: nn.Parameter) -> bool:
+    return isinstance(parameter, nn.parameter.UninitializedParameter)

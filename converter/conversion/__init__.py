@@ -1,0 +1,17 @@
+"""A plan becomes a network, and plain layers again.
+
+Takes a network and its plan; gives one with low-rank layers, fitted on images if there are some, and fuses them.
+All of it or nothing.
+"""
+
+from .attached import plan_of
+from .converting import convert
+from .fold import fold_batch_norms
+from .fusion import fuse
+
+__all__ = [
+    "convert",
+    "fold_batch_norms",
+    "fuse",
+    "plan_of",
+]

@@ -1,0 +1,73 @@
+"""BatchNorm statistics of a converted network, taken anew only where that helps."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..analysis.probe import evaluating
+from ..analysis.running import log_probabilities, run
+
+_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+
+
+@torch.no_grad()
+def reestimate(model: nn.Module, dense: nn.Module, images: Tensor, *, batch: int = 250) -> bool:
+    """Takes running means and variances anew, if that brings the outputs nearer to the dense network's.
+
+    Args:
+        model: the converted network, changed in place when it helps.
+        dense: the network it came from.
+        images: (N, ...); one in five is held out to judge.
+        batch: images a forward pass.
+
+    Raises:
+        ModelError: the network cannot take the images; it is as it was then.
+
+    Returns:
+        Whether the new statistics were kept.
+    """
+    held_out, seen = images[::5], torch.cat([images[start::5] for start in range(1, 5)])
+    norms = [module for module in model.modules() if isinstance(module, _NORMS) and module.track_running_stats]
+    if not norms or len(seen) < 2:
+        return False
+    before = divergence(model, dense, held_out, batch=batch)
+    saved = [copy.deepcopy(norm.state_dict()) for norm in norms]
+    momenta = [norm.momentum for norm in norms]
+    kept = False
+    try:
+        with evaluating(model):
+            for norm in norms:
+                norm.reset_running_stats()
+                norm.momentum = None  # a plain mean over batches
+                norm.train()
+            for part in torch.split(seen, batch):
+                if len(part) > 1:
+                    run(model, part)
+        kept = divergence(model, dense, held_out, batch=batch) < before
+    finally:
+        for norm, state, momentum in zip(norms, saved, momenta, strict=True):
+            norm.momentum = momentum
+            if not kept:
+                norm.load_state_dict(state)
+    return kept
+
+
+@torch.no_grad()
+def divergence(model: nn.Module, dense: nn.Module, images: Tensor, *, batch: int = 250) -> float:
+    """Mean Kullback-Leibler divergence of the outputs from the dense network's, in nats an image.
+
+    Args:
+        model, dense: give (N, classes), or several outputs of which the first is that.
+        images: (N, ...).
+        batch: images a forward pass.
+    """
+    total = 0.0
+    with evaluating(model), evaluating(dense):
+        for part in torch.split(images, batch):
+            ours, wanted = log_probabilities(run(model, part)), log_probabilities(run(dense, part))
+            total += float(F.kl_div(ours, wanted, log_target=True, reduction="sum"))
+    return total / max(1, len(images))

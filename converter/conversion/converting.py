@@ -1,0 +1,143 @@
+"""Convert: a plan becomes low-rank layers, all of it or nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from ..analysis.calibration import RIDGE, Calibration
+from ..analysis.probe import evaluating
+from ..analysis.running import copied, named, run, same_noise
+from ..errors import ModelError
+from ..lowrank.decomposition import Factors, decompose
+from ..lowrank.forms import matricise
+from ..lowrank.layers import LowRank, low_rank
+from ..planning.plan import LayerPlan, Plan
+from .attached import attach_images, attachments, forget_plan
+from .batchnorm import reestimate
+from .replacing import check_fit, replace_layers
+from .sequential import reconstruct
+
+_KEPT_IMAGES = 2
+"""Calibration images that a converted network keeps, for `fuse` to prove its work on."""
+
+
+def convert(
+    model: nn.Module,
+    plan: Plan,
+    *,
+    calibration: Calibration | None = None,
+    inplace: bool = False,
+    on_layer: Callable[[str], None] | None = None,
+) -> nn.Module:
+    """Replaces layers by their factors.
+
+    Args:
+        model: the dense network; untouched unless `inplace`.
+        plan: forms and ranks by layer name.
+        calibration: images to fit the factors on. Layers are then made in the order in which they run, each making
+            up for the errors before it, and BatchNorm statistics are taken anew where that brings the outputs
+            nearer to the dense network's. Without it, factors are the best fit to the weights.
+        inplace: change `model` itself.
+        on_layer: is told the name of each layer when it is made.
+
+    Returns:
+        The network with low-rank layers; at full rank it computes the same function.
+
+    Raises:
+        PlanError: the plan does not fit the model. Nothing has been changed then.
+        ModelError: the model cannot take the calibration images, or uses a layer that is out of reach of a
+            replacement. Nothing has been changed then.
+    """
+    check_fit(model, plan)
+    made: dict[str, LowRank] = {}
+    if calibration is not None:
+        made = reconstruct(model, plan, calibration.images, ridge=RIDGE, on_layer=on_layer)
+    target = model if inplace else copied(model)
+    # Statistics are judged by the dense network's answers, which has gone by then where it is changed itself.
+    dense = copied(model) if inplace and calibration is not None else model
+
+    def factor(name: str, layer: nn.Conv2d | nn.Linear, wanted: LayerPlan) -> LowRank:
+        if name in made:
+            return made[name]
+        assert wanted.shape is not None
+        assert wanted.form is not None
+        assert wanted.rank is not None
+        with named(name, "its decomposition"):
+            factors = decompose(matricise(layer.weight.double(), wanted.shape, wanted.form), wanted.rank)
+        if on_layer is not None:
+            on_layer(name)
+        typed = Factors(*(part.to(layer.weight.dtype) for part in factors))
+        return low_rank(wanted.shape, wanted.form, typed, layer.bias)
+
+    example = _example(model, plan, calibration)
+    expected = None if example is None else _layers_that_run(model, tuple(plan.factored), example)
+    with _all_or_nothing(target):
+        converted = replace_layers(target, plan, factor)
+        if example is not None and expected is not None:
+            _check_replacements_run(converted, expected, example)
+        if calibration is not None:
+            attach_images(converted, calibration.images[:_KEPT_IMAGES].cpu())
+            reestimate(converted, dense, calibration.images)
+    return converted
+
+
+def _example(model: nn.Module, plan: Plan, calibration: Calibration | None) -> Tensor | None:
+    """An input to run the network on once; None for a model without parameters, whose type nobody knows."""
+    if calibration is not None:
+        return calibration.images[:1]
+    first = next((parameter for parameter in model.parameters() if parameter.is_floating_point()), None)
+    if first is None:
+        return None
+    noise = torch.randn(1, *plan.input_shape, generator=torch.Generator().manual_seed(0))
+    return noise.to(first)
+
+
+def _layers_that_run(model: nn.Module, names: tuple[str, ...], example: Tensor) -> set[str] | None:
+    """Which of these layers run on an input; None where the model does not take it."""
+    ran: set[str] = set()
+    handles = [
+        model.get_submodule(name).register_forward_pre_hook(lambda *_, name=name: ran.add(name)) for name in names
+    ]
+    try:
+        with evaluating(model), torch.no_grad(), same_noise():
+            run(model, example)
+    except ModelError:
+        return None
+    finally:
+        for handle in handles:
+            handle.remove()
+    return ran
+
+
+def _check_replacements_run(model: nn.Module, expected: set[str], example: Tensor) -> None:
+    """Raises ModelError where a layer that ran in the dense network does not run in the converted one."""
+    ran = _layers_that_run(model, tuple(expected), example)
+    if ran is None:
+        with evaluating(model), torch.no_grad():
+            run(model, example)  # says what is wrong
+    missing = sorted(expected - (ran or set()))
+    if missing:
+        raise ModelError(
+            f"{', '.join(missing)}: replaced, but the model goes on using the dense layer, which it keeps outside of "
+            "its modules too (in a list, say); use nn.ModuleList, or keep it dense"
+        )
+
+
+@contextmanager
+def _all_or_nothing(model: nn.Module) -> Iterator[None]:
+    """Puts every module back where something goes wrong inside; `reestimate` does so for statistics."""
+    children = [(module, dict(module._modules)) for module in model.modules()]
+    carried = attachments(model)
+    try:
+        yield
+    except BaseException:
+        for module, before in children:
+            module._modules.clear()
+            module._modules.update(before)
+        forget_plan(model)
+        vars(model).update(carried)
+        raise

@@ -1,0 +1,52 @@
+"""Fuse: low-rank layers become plain layers, and BatchNorm folds into what stands before it."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from ..analysis.accuracy import device_of
+from ..analysis.running import copied
+from ..errors import ModelError
+from .attached import forget_plan, images_of, low_rank_layers, plan_of
+from .fold import fold_proved, with_noise
+from .trial import Trial
+
+
+def fuse(model: nn.Module, example: Tensor | None = None) -> nn.Module:
+    """A copy made of plain layers only, in eval mode, with the same outputs.
+
+    Args:
+        model: a converted network.
+        example: (N, ...) an input like those to come: it finds out which BatchNorm follows which layer, and proves
+            that outputs stay what they are. By default a few of the images that the network was calibrated on, or
+            noise of the shape that the plan was made for.
+
+    Returns:
+        The network as nn.Conv2d and nn.Linear: two in a row for each low-rank layer, or one where that is cheaper.
+
+    Raises:
+        PlanError: the model was never converted, and no example is given.
+        ModelError: the model cannot take the example, or plain layers would not compute the same.
+    """
+    first = next((p for p in model.parameters() if p.is_floating_point()), torch.zeros(()))
+    if example is None:
+        example = images_of(model)
+    if example is None:
+        example = torch.zeros(1, *plan_of(model).input_shape, device=device_of(model), dtype=first.dtype)
+    fused = copied(model).eval()
+    forget_plan(fused)
+    by_name = dict(fused.named_modules(remove_duplicate=False))
+    plain = {layer: layer.fuse().eval() for layer in low_rank_layers(fused).values()}
+    for name, module in by_name.items():
+        if module in plain:
+            parent, _, child = name.rpartition(".")
+            setattr(by_name[parent], child, plain[module])
+    inputs = with_noise(example)
+    trial = Trial(model, inputs)
+    twin = copied(fused).double() if trial.exact else fused
+    wrong = trial.difference(twin, first.dtype)
+    if wrong is not None:
+        raise ModelError(f"the network in plain layers does not compute what the converted one does: {wrong}")
+    fold_proved(fused, inputs)
+    return fused

@@ -1,0 +1,186 @@
+"""Low-rank factors of a matrix: the best fit to its entries, or to what it does to its inputs.
+
+All of it runs in float64, outside autocast and outside autograd. Matrices may have leading batch axes (groups).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..errors import LayerError
+
+
+class Factors(NamedTuple):
+    """A singular value decomposition cut at rank r: u (..., m, r), s (..., r) falling, v (..., r, n)."""
+
+    u: Tensor
+    s: Tensor
+    v: Tensor
+
+    @property
+    def rank(self) -> int:
+        """Singular values kept."""
+        return self.s.shape[-1]
+
+    def product(self) -> Tensor:
+        """u diag(s) v, (..., m, n)."""
+        return (self.u * self.s.unsqueeze(-2)) @ self.v
+
+
+@torch.no_grad()
+def decompose(matrix: Tensor, rank: int, second_moment: Tensor | None = None) -> Factors:
+    """Best rank-r factors of a matrix, weighed by its inputs where these are known.
+
+    Args:
+        matrix: M (..., m, n), any float dtype.
+        rank: singular values kept, 1 <= rank <= min(m, n).
+        second_moment: C = E[x x^T] (..., n, n) of the inputs x that M sees, positive definite (see
+            `regularised`). Without it every direction of input counts the same (C = I).
+
+    Returns:
+        The true SVD of M_r, the rank-r matrix with the smallest E |M x - M_r x|^2, in M's dtype.
+
+    Raises:
+        LayerError: rank out of range.
+
+    Source: Eckart and Young (1936); in the metric of C as in DESIGN's "decomposition", where with C = L L^T the
+        error is the tail sum of the squared singular values of M L.
+    """
+    rows, columns = matrix.shape[-2:]
+    if not 1 <= rank <= min(rows, columns):
+        raise LayerError(
+            f"rank {rank} is not in 1..{min(rows, columns)} (matrix {rows} x {columns}); choose another rank"
+        )
+    exact = matrix.detach().to(torch.float64)
+    moment = None if second_moment is None else second_moment.to(exact)
+    if rows <= columns:
+        # M L = U S V^T has the left basis of M C M^T, and M_r = U_r U_r^T M needs neither L nor its inverse.
+        basis = _leading(_gram(exact, moment), rank)
+        factors = true_svd(basis, basis.mT @ exact)
+    else:
+        root = None if moment is None else torch.linalg.cholesky(moment)
+        whitened = exact if root is None else exact @ root
+        basis = _leading(whitened.mT @ whitened, rank)
+        right = basis.mT
+        if root is not None:
+            right = torch.linalg.solve_triangular(root, right, upper=False, left=False)
+        factors = true_svd(whitened @ basis, right)
+    return Factors(*(part.to(matrix.dtype) for part in factors))
+
+
+@torch.no_grad()
+def best_fits(matrix: Tensor, ranks: Sequence[int], second_moment: Tensor | None = None) -> list[Tensor]:
+    """The products that `decompose` finds at several ranks, for the price of one and without their factors.
+
+    Args:
+        matrix, second_moment: as for `decompose`.
+        ranks: each in 1..min(m, n).
+
+    Returns:
+        M_r (..., m, n) in the matrix's dtype, for each rank.
+    """
+    exact = matrix.detach().to(torch.float64)
+    moment = None if second_moment is None else second_moment.to(exact)
+    if exact.shape[-2] <= exact.shape[-1]:
+        left = _leading(_gram(exact, moment), max(ranks))
+        right = left.mT @ exact
+    else:
+        root = None if moment is None else torch.linalg.cholesky(moment)
+        whitened = exact if root is None else exact @ root
+        basis = _leading(whitened.mT @ whitened, max(ranks))
+        left, right = whitened @ basis, basis.mT
+        if root is not None:
+            right = torch.linalg.solve_triangular(root, right, upper=False, left=False)
+    return [(left[..., :rank] @ right[..., :rank, :]).to(matrix.dtype) for rank in ranks]
+
+
+@torch.no_grad()
+def tail_energies(matrix: Tensor, second_moment: Tensor | None = None) -> Tensor:
+    """Error of the best fit at each rank.
+
+    Args:
+        matrix, second_moment: as for `decompose`.
+
+    Returns:
+        (min(m, n) + 1,) float64: entry r is E |M x - M_r x|^2 summed over groups; entry 0 is the whole energy.
+    """
+    exact = matrix.detach().to(torch.float64)
+    moment = None if second_moment is None else second_moment.to(exact)
+    if exact.shape[-2] <= exact.shape[-1]:
+        gram = _gram(exact, moment)
+    else:
+        whitened = exact if moment is None else exact @ torch.linalg.cholesky(moment)
+        gram = whitened.mT @ whitened
+    squares = torch.linalg.eigvalsh(gram).clamp_min(0)  # rising
+    squares = squares.reshape(-1, squares.shape[-1]).sum(0)
+    return torch.cat([squares.new_zeros(1), squares.cumsum(0)]).flip(0)
+
+
+@torch.no_grad()
+def true_svd(left: Tensor, right: Tensor) -> Factors:
+    """The SVD of a product, without forming it: QR of both sides, SVD of the small core.
+
+    Args:
+        left: (..., m, r).
+        right: (..., r, n).
+    """
+    left_basis, left_core = torch.linalg.qr(left)
+    right_basis, right_core = torch.linalg.qr(right.mT)
+    u, s, v = torch.linalg.svd(left_core @ right_core.mT, full_matrices=False)
+    return Factors(left_basis @ u, s, v @ right_basis.mT)
+
+
+def regularised(second_moment: Tensor, ridge: float = 1e-4) -> Tensor:
+    """A second moment made positive definite, for few samples and dead channels.
+
+    Args:
+        second_moment: (..., n, n), symmetric.
+        ridge: added to the diagonal, relative to the mean of the diagonal.
+    """
+    moment = second_moment.to(torch.float64)
+    scale = moment.diagonal(dim1=-2, dim2=-1).mean(-1, keepdim=True).unsqueeze(-1)
+    eye = torch.eye(moment.shape[-1], dtype=moment.dtype, device=moment.device)
+    # An input that is always zero has no scale of its own: any ridge gives plain SVD.
+    return moment + eye * torch.where(scale > 0, scale * ridge, torch.ones_like(scale))
+
+
+def _gram(matrix: Tensor, moment: Tensor | None) -> Tensor:
+    gram = matrix @ matrix.mT if moment is None else matrix @ moment @ matrix.mT
+    return (gram + gram.mT) / 2
+
+
+def _leading(gram: Tensor, rank: int) -> Tensor:
+    """Eigenvectors of the largest eigenvalues, (..., k, rank), largest first."""
+    vectors: Tensor = torch.linalg.eigh(gram).eigenvectors
+    return vectors.flip(-1)[..., :rank]
+
+
+@torch.no_grad()
+def recut(factors: Factors, rank: int, second_moment: Tensor | None = None) -> Factors:
+    """Cuts factors to a lower rank; at their own rank, makes them a true SVD again without changing the product.
+
+    Args:
+        factors: u (..., m, r), s (..., r), v (..., r, n), not necessarily orthogonal.
+        rank: 1 <= rank <= r.
+        second_moment: inputs' second moment as for `decompose`.
+
+    Returns:
+        The best rank-`rank` fit to the product, as a true SVD in float64. Only r x r problems are solved.
+    """
+    exact = true_svd(factors.u.double() * factors.s.double().unsqueeze(-2), factors.v.double())
+    if rank == exact.rank or second_moment is None:
+        return Factors(exact.u[..., :rank], exact.s[..., :rank], exact.v[..., :rank, :])
+    scaled = exact.s.unsqueeze(-1) * exact.v
+    basis = _leading(_gram(scaled, second_moment.double()), rank)
+    return true_svd(exact.u @ basis, basis.mT @ scaled)
+
+
+@torch.no_grad()
+def factor_tail_energies(factors: Factors, second_moment: Tensor | None = None) -> Tensor:
+    """`tail_energies` of a product, from its factors: (r + 1,) float64, from r x r problems only."""
+    exact = true_svd(factors.u.double() * factors.s.double().unsqueeze(-2), factors.v.double())
+    return tail_energies(exact.s.unsqueeze(-1) * exact.v, second_moment)

@@ -1,0 +1,59 @@
+"""Where a compressed network came from: how to build the plain one, and what it eats."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import asdict, dataclass
+
+from ..json_values import number, printable, sequence, whole
+
+_MOST_CLASSES = 2**20
+_LARGEST_SIDE = 65_536
+_MOST_VALUES = 2**28
+
+
+@dataclass(frozen=True)
+class Source:
+    """How to build the plain network, and what it eats.
+
+    Attributes:
+        model: a name that the builder knows, or `package.module:function`.
+        classes: number of outputs, None for the model's own.
+        input_shape: (C, H, W).
+        mean, std: per channel, of inputs scaled to 0..1.
+    """
+
+    model: str
+    classes: int | None
+    input_shape: tuple[int, ...]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def to_json(self) -> str:
+        """As it stands in the file."""
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> Source:
+        """Reads what `to_json` wrote.
+
+        Raises:
+            KeyError, TypeError, ValueError: something is missing, of another kind, or out of bounds.
+        """
+        values = json.loads(text)
+        sides = sequence(values["input_shape"], "input_shape", 3)
+        source = cls(
+            printable(values["model"], "model"),
+            None if values["classes"] is None else whole(values["classes"], "classes", 1, _MOST_CLASSES),
+            tuple(whole(side, "input_shape", 1, _LARGEST_SIDE) for side in sides),
+            tuple(number(value, "mean") for value in sequence(values["mean"], "mean", _LARGEST_SIDE)),
+            tuple(number(value, "std", above=0) for value in sequence(values["std"], "std", _LARGEST_SIDE)),
+        )
+        if len(source.input_shape) != 3 or math.prod(source.input_shape) > _MOST_VALUES:
+            raise ValueError(f"input_shape is {sides}; three sizes and at most {_MOST_VALUES:,} values belong there")
+        if not len(source.mean) == len(source.std) == source.input_shape[0]:
+            raise ValueError(
+                f"there are {len(source.mean)} means and {len(source.std)} stds for {source.input_shape[0]} channels"
+            )
+        return source

@@ -1,0 +1,50 @@
+"""The progress bar of a fine-tuning run."""
+
+from __future__ import annotations
+
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from .config import Step
+
+
+class FinetuneBar:
+    """Shows epoch, loss, top-1 and MACs now, on stderr so that piped output stays clean."""
+
+    def __init__(self, epochs: int, steps: int, *, enabled: bool) -> None:
+        self._epochs = epochs
+        self._top1 = "-"
+        self._progress = Progress(
+            TextColumn("fine-tune epoch {task.fields[epoch]}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("loss {task.fields[loss]}  top-1 {task.fields[top1]}  MACs {task.fields[macs]}"),
+            TimeRemainingColumn(),
+            console=Console(stderr=True),
+            disable=not enabled,
+        )
+        self._task = self._progress.add_task("", total=steps, epoch=f"1/{epochs}", loss="-", top1="-", macs="-")
+
+    def __enter__(self) -> FinetuneBar:
+        self._progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._progress.stop()
+
+    def show(self, step: Step) -> None:
+        """Moves to this step."""
+        if step.top1 is not None:
+            self._top1 = f"{step.top1:.2f} %"
+        self._progress.update(
+            self._task,
+            completed=step.step,
+            epoch=f"{step.epoch}/{self._epochs}",
+            loss=f"{step.loss:.3f}",
+            top1=self._top1,
+            macs=f"{100 * step.macs:.1f} %",
+        )

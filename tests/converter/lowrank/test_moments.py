@@ -1,0 +1,65 @@
+"""Patches are what the layer multiplies with its weight."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from dprp.converter import Form
+from dprp.converter.lowrank import moments as moments_module
+from dprp.converter.lowrank.forms import factor_shapes, matricise
+from dprp.converter.lowrank.moments import pair_moments, patches
+from dprp.converter.lowrank.shapes import shape_of
+
+LAYERS = [
+    nn.Conv2d(4, 6, 3, padding=1),
+    nn.Conv2d(4, 6, (3, 2), stride=(2, 1), dilation=(1, 2)),
+    nn.Conv2d(4, 6, 3, padding=1, groups=2, padding_mode="reflect"),
+    nn.Conv2d(4, 6, 3, padding="same", padding_mode="circular"),
+]
+
+
+@pytest.mark.parametrize("layer", LAYERS, ids=str)
+def test_weight_times_patches_is_the_layer(layer: nn.Conv2d, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(moments_module, "_CHUNK_BYTES", 1)  # one image at a time
+    x = torch.randn(3, 4, 7, 8)
+    shape = shape_of(layer)
+    weight = layer.weight.reshape(shape.groups, shape.outputs // shape.groups, -1)
+    parts = [weight @ columns for columns in patches(x, shape)]
+    assert len(parts) == 3
+    wanted = layer(x) - layer.bias[:, None, None]
+    ours = torch.stack([part.reshape(6, *wanted.shape[2:]) for part in parts])
+    torch.testing.assert_close(ours, wanted, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("layer", LAYERS, ids=str)
+@pytest.mark.parametrize("form", list(Form))
+def test_moments_predict_the_first_factors_output(layer: nn.Conv2d, form: Form) -> None:
+    x = torch.randn(5, 4, 9, 9)
+    shape = shape_of(layer)
+    first, _ = factor_shapes(shape, form, 2)
+    kernel = torch.randn(first.weight)
+    moment = pair_moments(x, x, shape, form).second
+    rows = kernel.reshape(shape.groups, 2, -1).double()
+    predicted = (rows @ moment.reshape(shape.groups, rows.shape[-1], -1) @ rows.mT).diagonal(dim1=-2, dim2=-1)
+    columns = torch.cat(list(patches(x, first)), -1)
+    torch.testing.assert_close(predicted, (rows.float() @ columns).square().mean(-1).double(), rtol=1e-4, atol=1e-6)
+    assert matricise(layer.weight, shape, form).shape[-1] == moment.shape[-1]
+
+
+def test_linear_rows_are_samples() -> None:
+    x, z = torch.randn(3, 5, 4), torch.randn(3, 5, 4)
+    found = pair_moments(x, z, shape_of(nn.Linear(4, 2)), Form.CHANNEL)
+    rows_x, rows_z = x.reshape(-1, 4), z.reshape(-1, 4)
+    torch.testing.assert_close(found.cross, (rows_x.T @ rows_z / 15).double(), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(found.second, (rows_z.T @ rows_z / 15).double(), rtol=1e-5, atol=1e-6)
+
+
+def test_unfold_is_torchs() -> None:
+    x = torch.randn(2, 3, 6, 5)
+    shape = shape_of(nn.Conv2d(3, 1, (2, 3), stride=(1, 2), padding=1))
+    (ours,) = patches(x, shape)
+    theirs = F.unfold(x, (2, 3), padding=1, stride=(1, 2)).transpose(0, 1).reshape(1, 18, -1)
+    assert torch.equal(ours, theirs)
