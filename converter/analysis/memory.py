@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 
 from ..lowrank.shapes import LayerShape
 
-ACTIVATION_BYTES = 3 * 2**29
-"""1.5 GiB for the activations that are alive at a time."""
+_LEAST, _MOST = 3 * 2**29, 2**32
+
+
+def _quarter_of_memory() -> int:
+    """Of the machine's memory, where it says how much it has."""
+    try:
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, OSError, ValueError):
+        return _LEAST
+    return max(_LEAST, min(_MOST, memory // 4))
+
+
+ACTIVATION_BYTES = _quarter_of_memory()
+"""For the activations that are alive at a time: a quarter of the machine's memory, from 1.5 to 4 GiB."""
 
 
 def images_in_memory(shapes: Iterable[LayerShape | None], wanted: int, *, networks: int = 1) -> int:

@@ -1,41 +1,47 @@
 """How much the network's answers change when one layer loses some of its output.
 
 The part of a layer's energy that is lost says little about what the network loses: the last layer of ResNet-20 may
-lose a tenth of its output and no answer changes. So each layer's curve from lost energy to the Kullback-Leibler
-divergence of the outputs is measured at a few ranks, that layer alone being cut, and read off for every other rank
-and form.
+lose a tenth of its output and no answer changes. So the divergence of the answers is taken at a few ranks of each
+form, that layer alone being cut, and read off for every other rank by the energy that it loses.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from enum import Enum
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from ..lowrank.costs import break_even_rank
 from ..lowrank.decomposition import best_fits, regularised
 from ..lowrank.forms import Form, forms_for, matricise, matrix_size, rebuild
 from ..lowrank.moments import LARGEST_MOMENT, pair_moments
 from ..lowrank.shapes import LayerShape
+from .answer_changes import answer_changes
+from .batch_axis import batch_axes
 from .calibration import RIDGE, Calibration, Energies
+from .memory import images_in_memory
 from .probe import evaluating, layer_input
-from .running import copied, log_probabilities, named, run
+from .running import copied, named, run
 from .surveying import Layer, Survey
 
 _POINTS = 4
-"""Ranks tried for each layer."""
+"""Ranks tried for each layer and form."""
 
 _MACS = 4e11
 """Multiply-adds to spend on trying, which decides how many images there are: about 20 s on two cores."""
 
-_MOST_IMAGES = 128
+_FEWEST_IMAGES, _MOST_IMAGES = 64, 512
+_GROUP_BYTES = 2**30
+"""Moments and changes of weights that are in memory together."""
+
 _FLOOR = 1e-9
+_FEWEST_TO_SPLIT = 24
+
+_Curve = list[tuple[float, float]]
 
 
 class Sensitivity(str, Enum):
@@ -64,8 +70,8 @@ def sensitivities(
         model: the dense network; gives (N, classes), or several outputs of which the first is that.
         layers: its survey.
         calibration: of the same model.
-        kind: energy (the lost part of the layer's output), kl (divergence of the outputs in nats), or mixed (the
-            geometric mean of both, which plans better than either where a budget is tight).
+        kind: energy (the lost part of the layer's output, as calibration foretells it), kl (divergence of the outputs
+            in nats), or mixed (the geometric mean of kl and of the energy lost on images that were not fitted on).
         on_layer: is told the name of each layer when it is done.
 
     Returns:
@@ -75,74 +81,144 @@ def sensitivities(
     if kind is Sensitivity.ENERGY:
         return relative
     free = [layer for layer in layers if layer.reason is None]
-    affordable = int(_MACS / max(1.0, (_POINTS + 1) * len(free) * layers.macs))
-    images = calibration.images[: max(4, min(_MOST_IMAGES, affordable))]
-    found: dict[tuple[str, Form], Tensor] = {}
+    images = calibration.images[: _images(layers, free)]
     probe = copied(model)
-    with evaluating(probe):
-        wanted = log_probabilities(run(probe, images))
-        for layer in free:
-            with named(layer.name, "measuring its sensitivity"):
-                curve = _curve(probe, layer, relative, images, wanted)
+    for parameter in probe.parameters():
+        parameter.requires_grad_(False)
+    axes = batch_axes(probe, [layer.name for layer in free], images)
+    found: dict[tuple[str, Form], Tensor] = {}
+    for group in _groups(free):
+        curves = _curves(probe, group, relative, images, axes)
+        for layer in group:
             for form in forms_for(_shape(layer)):
-                lost = relative[layer.name, form].double()
-                nats = torch.from_numpy(_read(curve, lost.numpy()))
-                found[layer.name, form] = nats if kind is Sensitivity.KL else (nats * lost).sqrt()
+                lost = relative[layer.name, form].double().numpy()
+                nats, gone = (_read(curve, lost) for curve in curves.get((layer.name, form), ([], [])))
+                found[layer.name, form] = torch.from_numpy(nats if kind is Sensitivity.KL else np.sqrt(nats * gone))
             if on_layer is not None:
                 on_layer(layer.name)
     return found
 
 
-def _curve(
-    model: nn.Module, layer: Layer, relative: Energies, images: Tensor, wanted: Tensor
-) -> list[tuple[float, float]]:
-    """(lost energy, nats) at a few ranks of the layer's roomiest form, rising in both."""
-    shape = _shape(layer)
-    # The form with most ranks below break-even has the finest steps, and the smallest moment for its size.
-    forms = [form for form in layer.forms if matrix_size(shape, form)[1] <= LARGEST_MOMENT]
-    if not forms:
-        return []
-    form = max(forms, key=lambda option: break_even_rank(shape, option))
-    most = break_even_rank(shape, form)
-    module = model.get_submodule(layer.name)
-    weight = module.weight
-    assert isinstance(weight, Tensor)
-    moment = _moment(model, module, images, layer, form)
-    matrix = matricise(weight, shape, form)
-    points = []
-    ranks = sorted({max(1, round(most * part / (_POINTS + 0.5))) for part in range(1, _POINTS + 1)})
-    kept = weight.clone()
-    for rank, fit in zip(ranks, best_fits(matrix, ranks, moment), strict=True):
-        weight.copy_(rebuild(fit, shape, form).reshape(weight.shape))
-        answers = log_probabilities(run(model, images))
-        weight.copy_(kept)
-        rows = max(1, answers.numel() // answers.shape[-1])
-        nats = float(F.kl_div(answers, wanted, log_target=True, reduction="sum")) / rows
-        points.append((max(_FLOOR, float(relative[layer.name, form][rank])), max(_FLOOR, nats)))
+def _images(layers: Survey, free: list[Layer]) -> int:
+    """As many as the time allows: a pass forward and back is three, each rank of each form one run of its layer."""
+    tried = sum(layer.macs * _POINTS * len(layer.forms) for layer in free)
+    return max(_FEWEST_IMAGES, min(_MOST_IMAGES, int(_MACS / max(1.0, 3 * layers.macs + tried))))
+
+
+def _groups(layers: list[Layer]) -> Iterator[list[Layer]]:
+    """Layers, in their order, whose moments and changes are in memory together."""
+    group: list[Layer] = []
+    taken = 0
+    for layer in layers:
+        shape = _shape(layer)
+        moments = sum(8 * shape.groups * matrix_size(shape, form)[1] ** 2 for form in _tried(layer))
+        needed = moments + 4 * _POINTS * len(layer.forms) * shape.params
+        if group and taken + needed > _GROUP_BYTES:
+            yield group
+            group, taken = [], 0
+        group.append(layer)
+        taken += needed
+    if group:
+        yield group
+
+
+def _tried(layer: Layer) -> list[Form]:
+    return [form for form in layer.forms if matrix_size(_shape(layer), form)[1] <= LARGEST_MOMENT]
+
+
+def _curves(
+    model: nn.Module, layers: list[Layer], relative: Energies, images: Tensor, axes: dict[str, int | None]
+) -> dict[tuple[str, Form], tuple[_Curve, _Curve]]:
+    """From foretold lost energy to nats, and to energy lost in truth, at a few ranks of each form.
+
+    Fits are made on two thirds of the images and judged on the others: a layer of many inputs and few samples loses
+    nothing of what it was fitted on.
+    """
+    few = len(images) < _FEWEST_TO_SPLIT
+    judged = images if few else images[::3]
+    fitted = images if few else torch.cat([images[1::3], images[2::3]])
+    moments = _moments(model, layers, fitted)
+    tries: dict[str, list[tuple[Form, int]]] = {}
+    changes: dict[str, list[Tensor]] = {}
+    for layer in layers:
+        shape, weight = _shape(layer), layer.weight
+        assert weight is not None
+        for form in _tried(layer):
+            if (layer.name, form) not in moments:
+                continue
+            most = break_even_rank(shape, form)
+            ranks = sorted({max(1, round(most * part / _POINTS)) for part in range(1, _POINTS + 1)})
+            matrix = matricise(weight, shape, form)
+            with named(layer.name, "measuring its sensitivity"):
+                fits = best_fits(matrix, ranks, regularised(moments.pop((layer.name, form)), RIDGE))
+            tries.setdefault(layer.name, []).extend((form, rank) for rank in ranks)
+            changes.setdefault(layer.name, []).extend(
+                rebuild(fit - matrix, shape, form).reshape(weight.shape) for fit in fits
+            )
+    moved = answer_changes(model, judged, changes, axes, bytes_an_image=sum(_bytes(layer) for layer in layers))
+    points: dict[tuple[str, Form], tuple[_Curve, _Curve]] = {}
+    for name, found in moved.items():
+        for (form, rank), effect in zip(tries[name], found, strict=True):
+            foretold = max(_FLOOR, float(relative[name, form][rank]))
+            nats, lost = points.setdefault((name, form), ([], []))
+            nats.append((foretold, max(_FLOOR, effect.nats)))
+            lost.append((foretold, max(_FLOOR, effect.lost)))
+    return {key: (_levelled(nats), _levelled(lost)) for key, (nats, lost) in points.items()}
+
+
+def _levelled(points: _Curve) -> _Curve:
+    """Sorted, and rising in both."""
     points = sorted(set(points))
     levelled = points[:1]
-    for (_, before), (lost, nats) in pairwise(points):
-        levelled.append((lost, max(nats, before, levelled[-1][1])))
+    for lost, nats in points[1:]:
+        levelled.append((lost, max(nats, levelled[-1][1])))
     return levelled
 
 
-def _moment(model: nn.Module, module: nn.Module, images: Tensor, layer: Layer, form: Form) -> Tensor:
-    seen: list[Tensor] = []
+def _moments(model: nn.Module, layers: list[Layer], images: Tensor) -> dict[tuple[str, Form], Tensor]:
+    """Second moments of what the first factors see, over all images, some at a time."""
+    sums: dict[tuple[str, Form], Tensor] = {}
 
-    def look(_module: nn.Module, inputs: tuple[Any, ...], keywords: dict[str, Any]) -> None:
-        given = layer_input(inputs, keywords)
-        if not seen and given is not None:  # the first call of a shared module
-            seen.append(given)
+    def look(layer: Layer) -> Callable[..., None]:
+        seen = 0
 
-    handle = module.register_forward_pre_hook(look, with_kwargs=True)
+        def hook(_module: nn.Module, inputs: tuple[Any, ...], keywords: dict[str, Any]) -> None:
+            nonlocal seen
+            given = layer_input(inputs, keywords)
+            if given is None:
+                return
+            seen += 1
+            for form in _tried(layer):
+                moment = pair_moments(given, given, _shape(layer), form).second
+                key = (layer.name, form)
+                sums[key] = moment if seen == 1 else sums[key] + (moment - sums[key]) / seen
+
+        return hook
+
+    handles = [
+        model.get_submodule(layer.name).register_forward_pre_hook(look(layer), with_kwargs=True) for layer in layers
+    ]
+    batch = max(1, images_in_memory([layer.shape for layer in layers], len(images)))
     try:
-        run(model, images)
+        with evaluating(model):
+            for part in torch.split(images, batch):
+                run(model, part)
     finally:
-        handle.remove()
-    return regularised(pair_moments(seen[0], seen[0], _shape(layer), form).second, RIDGE)
+        for handle in handles:
+            handle.remove()
+    return sums
 
 
-def _read(curve: list[tuple[float, float]], lost: np.ndarray[Any, np.dtype[np.float64]]) -> Any:
+def _bytes(layer: Layer) -> int:
+    """Of what a layer reads and gives, for one image."""
+    shape = _shape(layer)
+    return sum(
+        4 * (shape.inputs * call.height_in * call.width_in + shape.outputs * call.height_out * call.width_out)
+        for call in shape.calls
+    )
+
+
+def _read(curve: _Curve, lost: np.ndarray[Any, np.dtype[np.float64]]) -> Any:
     """Nats at each lost energy: straight between the points in logarithms, in proportion outside of them."""
     if not curve:
         return lost.copy()

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from ...files import written_whole
+from ..analysis.agreement import agreement
 from ..analysis.sensitivity import Sensitivity
 from ..conversion.attached import plan_of
 from ..planning.planner import DEFAULT_RANK_MULTIPLE
@@ -26,6 +28,7 @@ from .folder import COMPRESSED, COMPRESSED_ONNX, DENSE_ONNX, PLAN, SUMMARY, chec
 from .measure import summarise
 from .network import Network, open_network
 from .summary import Summary
+from .verdict import Verdict
 
 
 def compress(
@@ -182,6 +185,11 @@ def compress(
             folder=folder,
             made_by=made_by,
         )
+        if made.held_out is not None:
+            verdict = made.verdict if epochs == 0 else None
+            said = verdict or Verdict(agreement(low_rank.to(where), network.model.to(where), made.held_out))
+            network.model.cpu()
+            summary = replace(summary, notes=(*summary.notes, str(said)))
         with written_whole(work / SUMMARY, force=False, error=CliError) as file:
             file.write_text(json.dumps(summary.to_dict(), indent=1) + "\n", encoding="utf-8")
     return summary

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ...files import check_input, reading
 from ..analysis.calibration import Calibration, calibrate
@@ -19,27 +20,16 @@ from ..lowrank.forms import Form
 from ..planning.plan import Plan
 from ..planning.planner import DEFAULT_RANK_MULTIPLE, headroom, plan_ranks
 from ..planning.policies import LatencyBudget, MacBudget, ParamBudget, Policy
-from .data import Loader
+from .data import Loader, split_calibration
 from .errors import CliError
 from .network import Network
+from .planned import Planned
 from .times import time_layers
+from .verdict import Verdict, judge
 
 CALIBRATION_IMAGES = 2000
 _LARGEST_PLAN = 64 * 2**20
 BASE_FORMS = (Form.CHANNEL, Form.POINTWISE, Form.SPATIAL)
-
-
-@dataclass(frozen=True)
-class Planned:
-    """A plan for a dense network, and what it was made from.
-
-    Attributes:
-        plan: where the ranks shall end up.
-        calibration: images that the plan was made with, and the factors shall be fitted on; None without.
-    """
-
-    plan: Plan
-    calibration: Calibration | None
 
 
 @dataclass(frozen=True)
@@ -50,11 +40,15 @@ class Conversion:
         plan: where the ranks shall end up.
         model: the low-rank network on the CPU, at the plan's ranks or, for fine-tuning to choose, above them.
         calibration: what it was fitted on; None without.
+        held_out: images to judge by; None without calibration.
+        verdict: what these say; None without them, and where ranks are spared.
     """
 
     plan: Plan
     model: nn.Module
     calibration: Calibration | None
+    held_out: Tensor | None = None
+    verdict: Verdict | None = None
 
 
 def factorise(
@@ -95,9 +89,11 @@ def factorise(
         device=device,
     )
     start = headroom(planned.plan, rank_multiple=rank_multiple) if spare_ranks else planned.plan
-    converted = convert(network.model.to(device), start, calibration=planned.calibration).cpu()
+    dense = network.model.to(device)
+    converted = convert(dense, start, calibration=planned.calibration)
+    verdict = None if spare_ranks else judge(dense, converted, planned, wanted)  # those go on to be trained
     network.model.cpu()
-    return Conversion(planned.plan, converted, planned.calibration)
+    return Conversion(planned.plan, converted.cpu(), planned.calibration, planned.held_out, verdict)
 
 
 def plan_network(
@@ -137,9 +133,10 @@ def plan_network(
         raise CliError(f"rank multiple {rank_multiple} is below 1; give 1 to allow every rank, or 8")
     model = network.model.to(device)  # in place: back to the CPU below
     layers = survey(model, network.example().to(device))
-    calibration = None
+    calibration = held = replan = None
     if calibrate_on is not None:
-        calibration = calibrate(model, layers, calibrate_on, images=calibration_images)
+        images, held = split_calibration(calibrate_on, calibration_images)
+        calibration = calibrate(model, layers, images, images=len(images))
     if isinstance(wanted, Plan):
         if forms or keep:
             raise CliError("--plan says forms and dense layers itself; leave --form and --keep out")
@@ -152,9 +149,9 @@ def plan_network(
             model = network.model.to(device)
         if calibration is not None and isinstance(wanted, (MacBudget, ParamBudget, LatencyBudget)):
             distortions = sensitivities(model, layers, calibration, sensitivity)
-        plan = plan_ranks(
+        replan = partial(
+            plan_ranks,
             layers,
-            wanted,
             forms=forms or tuple(Form),
             keep=keep,
             rank_multiple=rank_multiple,
@@ -162,8 +159,9 @@ def plan_network(
             distortions=distortions,
             times=times,
         )
+        plan = replan(wanted)
     network.model.cpu()
-    return Planned(plan, calibration)
+    return Planned(plan, calibration, held if held is not None and len(held) else None, replan)
 
 
 def _check_plan(plan: Plan, layers: Survey) -> None:

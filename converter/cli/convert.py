@@ -20,6 +20,7 @@ from .device import pick_device
 from .errors import CliError
 from .network import open_network
 from .totals import costs, ranks
+from .verdict import Verdict
 
 
 @dataclass(frozen=True)
@@ -30,15 +31,18 @@ class Converted:
         plan: the forms and ranks.
         output: the compressed checkpoint.
         plan_file: the plan, if it was asked for.
+        verdict: what calibration images that it was not fitted on say of it; None without.
     """
 
     plan: Plan
     output: Path
     plan_file: Path | None
+    verdict: Verdict | None = None
 
     def __str__(self) -> str:
         files = " and ".join(str(file) for file in (self.output, self.plan_file) if file is not None)
-        return f"{self.plan}\nwrote {files}"
+        said = "" if self.verdict is None else f"\n{self.verdict}"
+        return f"{self.plan}{said}\nwrote {files}"
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
@@ -48,6 +52,7 @@ class Converted:
             "budget": self.plan.budget,
             **costs(self.plan),
             "layers": ranks(self.plan),
+            "agreement": None if self.verdict is None else self.verdict.to_dict(),
         }
 
 
@@ -139,7 +144,7 @@ def convert(
     save_compressed(made.model, network.source, target, force=force)
     if plan_file is not None:
         write_plan(made.plan, plan_file, force=force)
-    return Converted(made.plan, target, plan_file)
+    return Converted(made.plan, target, plan_file, made.verdict)
 
 
 def wanted_ranks(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -48,13 +49,14 @@ class Batches:
         return loader(images, self.batch_size, shuffle=True, seed=self.seed, workers=self.workers)
 
     def calibration(self, images: int) -> Loader:
-        """A random choice of training images, as they are.
+        """A random choice of training images, as they are, and some more behind them to judge by.
 
         Raises:
             DataError: images that do not fit the network, or fewer than one asked for.
         """
         plain = self.data.train(self.preprocess, Augment.NONE)
-        return loader(plain, self.batch_size, limit=images, seed=self.seed, workers=self.workers)
+        limit = images + held_out(images) if images > 0 else images
+        return loader(plain, self.batch_size, limit=limit, seed=self.seed, workers=self.workers)
 
     def test(self, limit: int | None = None) -> Loader:
         """All test images in their order, or a random choice of `limit`.
@@ -64,6 +66,23 @@ class Batches:
         """
         images = self.data.test(self.preprocess)
         return loader(images, self.batch_size, limit=limit, seed=self.seed, workers=self.workers)
+
+
+def held_out(images: int) -> int:
+    """Images to judge a network by that was fitted on so many others."""
+    return max(50, images // 5)
+
+
+def split_calibration(batches: Loader, images: int) -> tuple[Tensor, Tensor]:
+    """Images to fit on, and others to judge by.
+
+    Args:
+        batches: from `Batches.calibration`.
+        images: how many to fit on at most; where the data set has too few, one in five is kept to judge by.
+    """
+    every = torch.cat([batch for batch, _ in batches])
+    fitted = images if len(every) >= images + held_out(images) else max(1, len(every) - max(1, len(every) // 5))
+    return every[:fitted], every[fitted:]
 
 
 def open_calibration(spec: str | None, network: Network, images: int, seed: int, *, download: bool) -> Loader | None:

@@ -9,6 +9,7 @@ from typing import Any
 
 from ...files import check_outputs
 from ..analysis.sensitivity import Sensitivity
+from ..conversion.converting import convert
 from ..planning.plan import Plan
 from ..planning.planner import DEFAULT_RANK_MULTIPLE
 from .conversion import CALIBRATION_IMAGES, forms_from, plan_network, sensitivity_from
@@ -18,17 +19,24 @@ from .device import pick_device
 from .errors import CliError
 from .network import open_network
 from .totals import costs, ranks
+from .verdict import Verdict, judge
 
 
 @dataclass(frozen=True)
 class PlanAnswer:
-    """A plan, and the file that holds it, if there is one."""
+    """A plan, the file that holds it if there is one, and what images say of the network that it makes."""
 
     plan: Plan
     output: Path | None
+    verdict: Verdict | None = None
 
     def __str__(self) -> str:
-        return str(self.plan) if self.output is None else f"{self.plan}\nwrote {self.output}"
+        lines = [str(self.plan)]
+        if self.verdict is not None:
+            lines.append(f"converted so, {self.verdict}")
+        if self.output is not None:
+            lines.append(f"wrote {self.output}")
+        return "\n".join(lines)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
@@ -40,6 +48,7 @@ class PlanAnswer:
             "layers": ranks(self.plan),
             "errors": {name: layer.error for name, layer in self.plan.factored.items()},
             "dense": {layer.name: layer.reason for layer in self.plan if not layer.factored},
+            "agreement": None if self.verdict is None else self.verdict.to_dict(),
         }
 
 
@@ -109,6 +118,10 @@ def plan(
         threads=threads,
         device=where,
     )
+    verdict = None
+    if planned.held_out is not None:
+        dense = network.model.to(where)
+        verdict = judge(dense, convert(dense, planned.plan, calibration=planned.calibration), planned, wanted)
     if target is not None:
         write_plan(planned.plan, target, force=force)
-    return PlanAnswer(planned.plan, target)
+    return PlanAnswer(planned.plan, target, verdict)

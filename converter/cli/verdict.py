@@ -1,0 +1,66 @@
+"""Whether a converted network still answers as the dense one does, and which budget would hold where it does not."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+from torch import nn
+
+from ..analysis.agreement import Agreement, agreement
+from ..conversion.converting import convert
+from ..planning.plan import Plan
+from ..planning.policies import MacBudget, ParamBudget, Policy
+from .planned import Planned
+
+_HOLDS = 0.8
+"""Part of the answers that must be the dense network's."""
+
+_EASED = (0.5, 0.25)
+"""Parts of the cut that are tried where the whole of it does not hold."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What images that a network was not fitted on say of it.
+
+    Attributes:
+        agreement: with the dense network.
+        advice: which budget would hold; empty where this one does, or nothing was tried.
+    """
+
+    agreement: Agreement
+    advice: str = ""
+
+    def __str__(self) -> str:
+        told = f"the same answer as the dense network on {self.agreement} that it was not fitted on"
+        return f"{told}; {self.advice}" if self.advice else told
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return {**self.agreement.to_dict(), "advice": self.advice or None}
+
+
+def judge(dense: nn.Module, converted: nn.Module, planned: Planned, wanted: Policy | Plan) -> Verdict | None:
+    """Compares the answers of both networks, and tries gentler budgets where too few are the same.
+
+    Args:
+        dense, converted: on one device.
+        planned: the plan with its images.
+        wanted: what it was made for.
+
+    Returns:
+        None where there are no images to judge by.
+    """
+    if planned.held_out is None:
+        return None
+    found = agreement(converted, dense, planned.held_out)
+    if found.part >= _HOLDS or planned.replan is None or not isinstance(wanted, (MacBudget, ParamBudget)):
+        return Verdict(found)
+    for part in _EASED:
+        gentler = replace(wanted, fraction=round(1 - part * (1 - wanted.fraction), 4))
+        plan = planned.replan(gentler)
+        tried = agreement(convert(dense, plan, calibration=planned.calibration), dense, planned.held_out)
+        if tried.part >= _HOLDS:
+            return Verdict(found, f"{wanted} is too tight without training: {gentler} would hold ({tried})")
+    return Verdict(found, f"{wanted} is too tight without training, and so is {gentler} still ({tried})")

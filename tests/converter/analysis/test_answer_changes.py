@@ -1,0 +1,96 @@
+"""What a small change of one layer does to the answers is foretold from one pass forward and back."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from dprp.converter.analysis.agreement import agreement
+from dprp.converter.analysis.answer_changes import TEMPERATURE, answer_changes
+from dprp.converter.analysis.batch_axis import batch_axes
+
+IMAGES = torch.randn(256, 3, 16, 16, generator=torch.Generator().manual_seed(1))
+
+
+def effects(model: nn.Module, changes: dict[str, list[Tensor]], images: Tensor = IMAGES) -> dict[str, list[object]]:
+    probe = copy.deepcopy(model)
+    for parameter in probe.parameters():
+        parameter.requires_grad_(False)
+    return answer_changes(probe, images, changes, batch_axes(probe, changes, images), bytes_an_image=2**20)
+
+
+@torch.no_grad()
+def softened(model: nn.Module, images: Tensor) -> Tensor:
+    return F.log_softmax(model(images) / TEMPERATURE, -1)
+
+
+@pytest.mark.parametrize("layer", ["stem", "down", "head"])
+def test_it_is_the_divergence_of_a_network_with_that_layer_changed(residual: nn.Module, layer: str) -> None:
+    weight = residual.get_submodule(layer).weight
+    change = 0.1 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(2)) * weight.std()
+    (effect,) = effects(residual, {layer: [change]})[layer]
+    changed = copy.deepcopy(residual)
+    module = changed.get_submodule(layer)
+    means: list[Tensor] = []
+
+    def centre(_module: nn.Module, _inputs: object, output: Tensor) -> Tensor:
+        axes = [axis for axis in range(output.dim()) if axis != 1]
+        if not means:
+            means.append(output.mean(axes, keepdim=True))
+            return output
+        return output - output.mean(axes, keepdim=True) + means[0]
+
+    handle = module.register_forward_hook(centre)
+    wanted = softened(changed, IMAGES)
+    with torch.no_grad():
+        module.weight.add_(change)
+    measured = TEMPERATURE**2 * float(F.kl_div(softened(changed, IMAGES), wanted, log_target=True, reduction="sum"))
+    handle.remove()
+    assert effect.nats == pytest.approx(measured / len(IMAGES), rel=0.4)
+
+
+def test_effects_grow_with_the_square_of_a_change_and_the_model_stays(residual: nn.Module) -> None:
+    before = copy.deepcopy(residual.state_dict())
+    change = torch.randn_like(residual.down.weight)
+    small, large = effects(residual, {"down": [change, 3 * change]})["down"]
+    assert large.nats == pytest.approx(9 * small.nats, rel=1e-3)
+    assert large.lost == pytest.approx(9 * small.lost, rel=1e-3)
+    whole = effects(residual, {"down": [-residual.down.weight.detach()]})["down"][0]
+    assert whole.lost == pytest.approx(1.0, rel=1e-4)  # nothing of the output is left
+    assert all(torch.equal(before[name], value) for name, value in residual.state_dict().items())
+
+
+def test_layers_without_a_gradient_are_left_out() -> None:
+    class Cut(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.lost, self.kept, self.head = nn.Conv2d(3, 8, 3), nn.Conv2d(3, 8, 3), nn.Linear(8, 5)
+
+        def forward(self, x: Tensor) -> Tensor:
+            with torch.no_grad():
+                aside = self.lost(x)
+            return self.head((self.kept(x) + aside).relu_().mean((2, 3)))
+
+    model = Cut().eval()
+    found = effects(model, {name: [torch.ones_like(model.get_submodule(name).weight)] for name in ("lost", "kept")})
+    assert found.keys() == {"kept"}
+
+
+def test_agreement_counts_equal_answers() -> None:
+    class First(nn.Module):
+        def __init__(self, turned: int) -> None:
+            super().__init__()
+            self.turned = turned
+
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.where(torch.arange(len(x)).unsqueeze(1) < self.turned, -x, x)
+
+    images = torch.rand(20, 3)
+    found = agreement(First(5), First(0), images)
+    assert (found.part, found.images) == (0.75, 20)
+    assert str(found) == "75.0 % of 20 images"
+    assert found.to_dict() == {"part": 0.75, "images": 20}
