@@ -1,0 +1,65 @@
+"""A conversion says whether its network still answers as the dense one does, and which budget would hold."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dprp.models import DIGITS_WEIGHTS
+
+START = ("digits_cnn", "--checkpoint", str(DIGITS_WEIGHTS), "--calibrate", "digits", "--calibration-images", "300")
+
+
+@pytest.mark.parametrize("verb", ["plan", "convert"])
+def test_a_budget_that_holds_is_said_to(dprp: Any, tmp_path: Path, verb: str) -> None:
+    run = dprp(verb, *START, "--budget", "macs=0.7", "-o", tmp_path / "a.safetensors", "--json")
+    told = run.json()["agreement"]
+    assert told["part"] > 0.8
+    assert told["images"] == 60  # not the 300 that it was fitted on
+    assert told["advice"] is None
+
+
+def test_one_that_does_not_is_said_with_one_that_would(dprp: Any, tmp_path: Path) -> None:
+    run = dprp("convert", *START, "--budget", "macs=0.05", "--rank-multiple", "1", "-o", tmp_path / "a.safetensors")
+    assert run.code == 0
+    line = next(line for line in run.out.splitlines() if "same answer" in line)
+    found = re.fullmatch(
+        r"the same answer as the dense network on ([\d.]+) % of 60 images that it was not fitted on; "
+        r"macs=0\.05 is too tight without training"
+        r"(: macs=0\.\d+ would hold \([\d.]+ % of 60 images\)|, and so is macs=0\.\d+ still .*)",
+        line,
+    )
+    assert found, line
+    assert float(found[1]) < 80
+    if "would hold" in line:
+        budget = re.search(r"(macs=0\.\d+) would", line)
+        assert budget is not None
+        again = dprp(
+            "convert",
+            *START,
+            "--budget",
+            budget[1],
+            "--rank-multiple",
+            "1",
+            "-o",
+            tmp_path / "b.safetensors",
+            "--json",
+        )
+        assert again.json()["agreement"]["part"] >= 0.8  # the advice is true
+
+
+def test_without_images_nothing_is_said(dprp: Any, tmp_path: Path) -> None:
+    run = dprp("convert", *START[:3], "--budget", "macs=0.7", "-o", tmp_path / "a.safetensors", "--json")
+    assert run.json()["agreement"] is None
+
+
+def test_compress_says_it_in_its_notes(dprp: Any, tmp_path: Path) -> None:
+    start = ("digits_cnn", "--checkpoint", str(DIGITS_WEIGHTS), "--data", "digits", "--calibration-images", "300")
+    for epochs in (0, 1):
+        folder = tmp_path / str(epochs)
+        run = dprp("compress", *start, "--budget", "macs=0.6", "--epochs", epochs, "-o", folder, "--json")
+        (note,) = (note for note in run.json()["notes"] if "same answer" in note)
+        assert re.fullmatch(r"the same answer as the dense network on [\d.]+ % of 60 images that it was .*", note)
