@@ -10,6 +10,7 @@ gradient method"; answers softened as in distillation, for those of a sure netwo
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -135,13 +136,15 @@ def _calls(
     try:
         with torch.enable_grad():
             given = images.clone().requires_grad_(images.is_floating_point())
-            scores = scores_in(run(model, given)).float()
+            scores = scores_in(run(model, given.clone())).float()  # a network may write to its input
             scores = scores.movedim(1, -1) if scores.dim() == 4 else scores
             shares = (scores.detach() / TEMPERATURE).softmax(-1)
             noise = torch.randn(shares.shape, generator=generator, device=shares.device) * shares.sqrt()
             direction = (noise - shares * noise.sum(-1, keepdim=True)) / TEMPERATURE
-            if scores.requires_grad:
-                torch.autograd.backward((scores * direction).sum(), inputs=[given])
+            # A network that was never trained here may write to what its gradients need: then there are none.
+            with contextlib.suppress(RuntimeError):
+                if scores.requires_grad:
+                    torch.autograd.backward((scores * direction).sum(), inputs=[given])
     finally:
         for handle in handles:
             handle.remove()

@@ -80,6 +80,31 @@ def test_layers_without_a_gradient_are_left_out() -> None:
     assert found.keys() == {"kept"}
 
 
+@pytest.mark.parametrize("overwritten", [False, True])
+def test_networks_that_write_to_their_tensors(overwritten: bool) -> None:
+    class Writing(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.head = nn.Conv2d(3, 8, 3), nn.Linear(8, 5)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x.sub_(0.5)
+            y = self.first(x).sigmoid()
+            z = y * y
+            if overwritten:
+                y.zero_()  # which the gradient of both needs
+            return self.head(z.mean((2, 3)))
+
+    model = Writing().eval()
+    given = IMAGES.clone()
+    model.requires_grad_(False)
+    found = answer_changes(
+        model, given, {"first": [torch.ones_like(model.first.weight)]}, {"first": 0}, bytes_an_image=1
+    )
+    assert found.keys() == (set() if overwritten else {"first"})
+    assert torch.equal(given, IMAGES)
+
+
 def test_agreement_counts_equal_answers() -> None:
     class First(nn.Module):
         def __init__(self, turned: int) -> None:
