@@ -159,10 +159,12 @@ def _usable(call: _Call, axis: int, images: int) -> bool:
 
 
 def _moved(module: nn.Module, change: Tensor, call: _Call) -> Tensor:
-    """Change of the output, less its mean."""
-    if isinstance(module, nn.Conv2d):
-        return _centred(module._conv_forward(call.given, change, None), module)
-    return _centred(F.linear(call.given, change), module)
+    """Change of the output, less its mean; in the weight's precision, whatever the network runs in."""
+    given = call.given.to(change.dtype)
+    with torch.autocast(given.device.type, enabled=False):
+        if isinstance(module, nn.Conv2d):
+            return _centred(module._conv_forward(given, change, None), module)
+        return _centred(F.linear(given, change), module)
 
 
 def _centred(output: Tensor, module: nn.Module) -> Tensor:
