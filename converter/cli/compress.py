@@ -30,6 +30,9 @@ from .network import Network, open_network
 from .summary import Summary
 from .verdict import Verdict
 
+_JUDGED = 500
+"""Test images at most, of the first batch, to compare a trained network's answers with the dense one's."""
+
 
 def compress(
     model: str,
@@ -186,9 +189,12 @@ def compress(
             made_by=made_by,
         )
         if made.held_out is not None:
-            verdict = made.verdict if epochs == 0 else None
-            said = verdict or Verdict(agreement(low_rank.to(where), network.model.to(where), made.held_out))
-            network.model.cpu()
+            said = made.verdict
+            if epochs > 0 or said is None:  # training has seen the calibration images that were held out
+                images = next(iter(batches.test(_JUDGED)))[0]
+                said = Verdict(agreement(low_rank.to(where), network.model.to(where), images.to(where)))
+                low_rank.cpu()
+                network.model.cpu()
             summary = replace(summary, notes=(*summary.notes, str(said)))
         with written_whole(work / SUMMARY, force=False, error=CliError) as file:
             file.write_text(json.dumps(summary.to_dict(), indent=1) + "\n", encoding="utf-8")
