@@ -34,7 +34,7 @@ class Agreement:
 
 
 @torch.no_grad()
-def agreement(model: nn.Module, dense: nn.Module, images: Tensor, *, batch: int = 100) -> Agreement:
+def agreement(model: nn.Module, dense: nn.Module, images: Tensor, *, batch: int = 50) -> Agreement:
     """Compares the top answers of two networks.
 
     Args:

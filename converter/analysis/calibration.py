@@ -16,9 +16,10 @@ from ..lowrank.moments import pair_moments
 from ..lowrank.shapes import LayerShape
 from .accuracy import device_of
 from .batch_axis import batch_axes
+from .layout import laid_out
 from .memory import images_in_memory
 from .probe import evaluating, layer_input
-from .running import named, run
+from .running import finite, named, run
 from .surveying import Layer, Survey
 
 Moments = Mapping[tuple[str, Form], Tensor]
@@ -75,12 +76,13 @@ def calibrate(
     # More than walk through two networks at once would not be used by the conversion either.
     shapes = [layer.shape for layer in layers]
     sample = _gather(batches, images_in_memory(shapes, images, networks=2)).to(device_of(model))
-    if not bool(sample.isfinite().all()):
+    sample = laid_out(model, sample)
+    if not finite(sample):
         raise ModelError("the calibration images hold values that are not finite; check the data")
     wanted = {layer.name: layer for layer in layers if layer.reason is None}
     for layer in wanted.values():
         assert layer.weight is not None
-        if not bool(layer.weight.isfinite().all()):
+        if not finite(layer.weight):
             raise ModelError(f"{layer.name}: its weight holds values that are not finite; repair the checkpoint")
     modules = dict(model.named_modules())
     axes = batch_axes(model, wanted, sample)
@@ -157,7 +159,7 @@ def _weight_energies(layer: Layer) -> dict[tuple[str, Form], Tensor]:
 def _layer_energies(layer: Layer, x: Tensor, y: Tensor, bias: Tensor | None) -> dict[tuple[str, Form], Tensor]:
     assert layer.shape is not None
     assert layer.weight is not None
-    if not bool(x.isfinite().all()) or not bool(y.isfinite().all()):
+    if not finite(x) or not finite(y):
         raise ModelError(
             f"{layer.name}: its inputs or outputs hold values that are not finite on the calibration images; check "
             "the weights of the layers before it"
@@ -193,7 +195,7 @@ def _products(y: Tensor, shape: LayerShape, bias: Tensor | None) -> Tensor:
 
 def _moment_tail(products: Tensor) -> Tensor:
     second = (products @ products.mT).double() / max(1, products.shape[-1])
-    if not bool(second.isfinite().all()):
+    if not finite(second):
         raise ModelError(
             f"its outputs are too large to square (largest {float(products.abs().max()):.3g}); scale the images as "
             "the network was trained on them"

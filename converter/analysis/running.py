@@ -100,6 +100,12 @@ def named(layer: str, doing: str) -> Iterator[None]:
         ) from error
 
 
+def finite(tensor: Tensor) -> bool:
+    """Whether no value is infinite or not a number."""
+    # A sum is many times faster, and finite only where all values are; but huge ones may add up to more than fits.
+    return bool(tensor.sum().isfinite()) or bool(tensor.isfinite().all())
+
+
 def tensors_in(value: Any) -> list[Tensor]:
     """Every tensor in what a network takes or gives: in tuples, dictionaries, dataclasses, attributes of objects."""
     return list(_walk(value, set()))

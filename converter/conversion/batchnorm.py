@@ -15,7 +15,7 @@ _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 
 @torch.no_grad()
-def reestimate(model: nn.Module, dense: nn.Module, images: Tensor, *, batch: int = 250) -> bool:
+def reestimate(model: nn.Module, dense: nn.Module, images: Tensor, *, batch: int = 50) -> bool:
     """Takes running means and variances anew, if that brings the outputs nearer to the dense network's.
 
     Args:
@@ -34,7 +34,8 @@ def reestimate(model: nn.Module, dense: nn.Module, images: Tensor, *, batch: int
     norms = [module for module in model.modules() if isinstance(module, _NORMS) and module.track_running_stats]
     if not norms or len(seen) < 2:
         return False
-    before = divergence(model, dense, held_out, batch=batch)
+    wanted = _answers(dense, held_out, batch)
+    before = _divergence(model, wanted, held_out, batch)
     saved = [copy.deepcopy(norm.state_dict()) for norm in norms]
     momenta = [norm.momentum for norm in norms]
     kept = False
@@ -47,7 +48,7 @@ def reestimate(model: nn.Module, dense: nn.Module, images: Tensor, *, batch: int
             for part in torch.split(seen, batch):
                 if len(part) > 1:
                     run(model, part)
-        kept = divergence(model, dense, held_out, batch=batch) < before
+        kept = _divergence(model, wanted, held_out, batch) < before
     finally:
         for norm, state, momentum in zip(norms, saved, momenta, strict=True):
             norm.momentum = momentum
@@ -57,7 +58,7 @@ def reestimate(model: nn.Module, dense: nn.Module, images: Tensor, *, batch: int
 
 
 @torch.no_grad()
-def divergence(model: nn.Module, dense: nn.Module, images: Tensor, *, batch: int = 250) -> float:
+def divergence(model: nn.Module, dense: nn.Module, images: Tensor, *, batch: int = 50) -> float:
     """Mean Kullback-Leibler divergence of the outputs from the dense network's, in nats an image.
 
     Args:
@@ -65,9 +66,16 @@ def divergence(model: nn.Module, dense: nn.Module, images: Tensor, *, batch: int
         images: (N, ...).
         batch: images a forward pass.
     """
-    total = 0.0
-    with evaluating(model), evaluating(dense):
-        for part in torch.split(images, batch):
-            ours, wanted = log_probabilities(run(model, part)), log_probabilities(run(dense, part))
-            total += float(F.kl_div(ours, wanted, log_target=True, reduction="sum"))
+    return _divergence(model, _answers(dense, images, batch), images, batch)
+
+
+def _answers(model: nn.Module, images: Tensor, batch: int) -> list[Tensor]:
+    """Log-probabilities of each batch."""
+    with evaluating(model):
+        return [log_probabilities(run(model, part)) for part in torch.split(images, batch)]
+
+
+def _divergence(model: nn.Module, wanted: list[Tensor], images: Tensor, batch: int) -> float:
+    pairs = zip(_answers(model, images, batch), wanted, strict=True)
+    total = sum(float(F.kl_div(ours, theirs, log_target=True, reduction="sum")) for ours, theirs in pairs)
     return total / max(1, len(images))

@@ -80,7 +80,7 @@ def test_full_rank_stays_the_same_function_with_images(residual: nn.Module) -> N
     for form in (Form.CHANNEL, Form.POINTWISE, Form.SPATIAL):
         new = convert(residual, plan_ranks(layers, RankRatio(1.0), forms=[form]), calibration=calibration)
         with torch.no_grad():
-            torch.testing.assert_close(new(images), residual(images), rtol=1e-3, atol=1e-4)
+            torch.testing.assert_close(new(images), residual(images), rtol=1e-3, atol=3e-4)
 
 
 def test_in_sequence_is_better_than_apart_and_than_plain(resnet20: nn.Module, cifar: dict[str, Tensor]) -> None:
