@@ -2,7 +2,8 @@
 
 With x a layer's input in the dense network and z its input behind the layers converted so far, the full map is
 fitted first, A = M (E[x z^T] + ridge I) (E[z z^T] + ridge I)^-1, and then cut to its rank in the metric of z. Without
-data, or where nothing before has changed, A = M.
+data, or where nothing before has changed, A = M. Where the first factor sees a part of the window only, the second is
+fitted once more, to the layer's whole output.
 
 Both networks run as one: the batch holds the images twice, every layer to be replaced computes the dense answer for
 the first half and the replacement's for the second, and makes its replacement when the images first reach it. One
@@ -29,6 +30,7 @@ from ..lowrank.decomposition import Factors, decompose, regularised
 from ..lowrank.forms import matricise, matrix_size
 from ..lowrank.layers import LowRank, low_rank
 from ..lowrank.moments import LARGEST_MOMENT, PairMoments, pair_moments
+from ..lowrank.refitting import refit_second
 from ..planning.plan import LayerPlan, Plan
 
 
@@ -162,6 +164,9 @@ class _Twin(nn.Module):
         else:
             matrix = matricise(self.dense.weight, shape, form).double()
             factors = fitted(matrix, rank, pair_moments(x, z, shape, form), self._ridge)
+            if shape.kind == "conv2d":
+                clean = wanted if self.dense.bias is None else wanted - self.dense.bias[:, None, None]
+                factors = refit_second(factors, shape, form, z, clean, self._ridge)
             typed = Factors(*(part.to(self.dense.weight.dtype) for part in factors))
             made = low_rank(shape, form, typed, self.dense.bias).eval()
         if made.bias is not None:

@@ -119,10 +119,10 @@ class LowRankConv2d(ConvFace, LowRank):
 
     def forward(self, input: Tensor) -> Tensor:
         if self._one_step_is_cheaper(input.shape[0] if input.dim() == 4 else 1):
-            return _convolve(input, self.weight, self.bias, self.shape)
+            return convolve(input, self.weight, self.bias, self.shape)
         first, second = factor_shapes(self.shape, self.form, self.rank)
         inner, outer = self.kernels()
-        return _convolve(_convolve(input, inner, None, first), outer, self.bias, second)
+        return convolve(convolve(input, inner, None, first), outer, self.bias, second)
 
 
 class LowRankLinear(LinearFace, LowRank):
@@ -143,7 +143,8 @@ def low_rank(shape: LayerShape, form: Form, factors: Factors, bias: Tensor | Non
     return kind(shape, form, factors, bias)
 
 
-def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None, shape: LayerShape) -> Tensor:
+def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, shape: LayerShape) -> Tensor:
+    """A convolution of this geometry, in every padding mode."""
     pad = shape.padding
     if shape.padding_mode == "zeros" and pad.even:
         amounts = (pad.top, pad.left)
