@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import ModelError
-from ..lowrank.decomposition import regularised, tail_energies
+from ..lowrank.decomposition import tail_energies
 from ..lowrank.forms import Form, forms_for, matricise, matrix_size
 from ..lowrank.moments import pair_moments
 from ..lowrank.shapes import LayerShape
@@ -18,6 +18,7 @@ from .accuracy import device_of
 from .batch_axis import batch_axes
 from .layout import laid_out
 from .memory import images_in_memory
+from .norm_pairs import norm_pairs
 from .probe import evaluating, layer_input
 from .running import finite, named, run
 from .surveying import Layer, Survey
@@ -41,7 +42,8 @@ class Calibration:
 
     Attributes:
         images: (N, C, H, W) as the network takes them; conversion fits its layers on these.
-        energies: squared error of a layer's output by (layer, form), at each rank from 0 to full.
+        energies: squared error of a layer's output by (layer, form), at each rank from 0 to full; of what varies in
+            it, where a bias or a norm takes up its mean.
     """
 
     images: Tensor
@@ -86,11 +88,11 @@ def calibrate(
             raise ModelError(f"{layer.name}: its weight holds values that are not finite; repair the checkpoint")
     modules = dict(model.named_modules())
     axes = batch_axes(model, wanted, sample)
+    centred = takes_up_means(model, wanted, sample)
     energies: dict[tuple[str, Form], Tensor] = {}
 
     def measure(layer: Layer) -> Callable[..., None]:
         def hook(module: nn.Module, inputs: tuple[Any, ...], keywords: dict[str, Any], output: Tensor) -> None:
-            assert module.bias is None or isinstance(module.bias, Tensor)
             given = layer_input(inputs, keywords)
             # A shared module's first call stands for all.
             if given is None or any((layer.name, form) in energies for form in Form):
@@ -99,7 +101,7 @@ def calibrate(
                 if axes[layer.name] is None:
                     energies.update(_weight_energies(layer))
                 else:
-                    energies.update(_layer_energies(layer, given, output, module.bias))
+                    energies.update(_layer_energies(layer, given, output, layer.name in centred))
             if on_layer is not None:
                 on_layer(layer.name)
 
@@ -118,6 +120,12 @@ def calibrate(
         if not any((layer.name, form) in energies for form in Form):
             energies.update(_weight_energies(layer))
     return Calibration(sample, energies)
+
+
+def takes_up_means(model: nn.Module, names: Iterable[str], images: Tensor) -> set[str]:
+    """Which of these layers can lose the mean of their output without loss: those with a bias, or a norm behind."""
+    behind = {pair.layer for pair in norm_pairs(model, [images[:2]])}
+    return {name for name in names if name in behind or model.get_submodule(name).bias is not None}
 
 
 def _gather(batches: Tensor | Iterable[Tensor | tuple[Tensor, ...]], images: int) -> Tensor:
@@ -156,7 +164,7 @@ def _weight_energies(layer: Layer) -> dict[tuple[str, Form], Tensor]:
     }
 
 
-def _layer_energies(layer: Layer, x: Tensor, y: Tensor, bias: Tensor | None) -> dict[tuple[str, Form], Tensor]:
+def _layer_energies(layer: Layer, x: Tensor, y: Tensor, centred: bool) -> dict[tuple[str, Form], Tensor]:
     assert layer.shape is not None
     assert layer.weight is not None
     if not finite(x) or not finite(y):
@@ -170,26 +178,28 @@ def _layer_energies(layer: Layer, x: Tensor, y: Tensor, bias: Tensor | None) -> 
         matrix = matricise(layer.weight, layer.shape, form)
         if form is Form.CHANNEL and rows <= columns:
             # The error of the best fit is the tail of the output's own second moment, which is far smaller.
-            energy = _moment_tail(_products(y, layer.shape, bias))
+            energy = _moment_tail(_products(y, layer.shape, centred))
         else:
-            moment = pair_moments(x, x, layer.shape, form).second
-            energy = tail_energies(matrix, regularised(moment, RIDGE))
+            moments = pair_moments(x, x, layer.shape, form)
+            energy = tail_energies(matrix, (moments.centred() if centred else moments).ridged(RIDGE))
         found[layer.name, form] = energy.cpu()
     return found
 
 
-def _products(y: Tensor, shape: LayerShape, bias: Tensor | None) -> Tensor:
-    """Outputs without the bias, W x: (groups, outputs / groups, samples) float32.
+def _products(y: Tensor, shape: LayerShape, centred: bool) -> Tensor:
+    """Outputs, less their means: (groups, outputs / groups, samples) float32.
 
     Args:
         y: (N, outputs, H, W) or (outputs, H, W); (..., outputs) for a linear layer.
-        bias: (outputs,) or None.
+        centred: whether the means are taken off; a layer without a bias keeps them.
     """
     if shape.kind == "linear":
         columns = y.reshape(-1, shape.outputs).mT
     else:
         columns = (y if y.dim() == 4 else y.unsqueeze(0)).transpose(0, 1).reshape(shape.outputs, -1)
-    columns = columns.float() if bias is None else columns.float() - bias.float().unsqueeze(-1)
+    columns = columns.float()
+    if centred:
+        columns = columns - columns.mean(-1, keepdim=True)
     return columns.reshape(shape.groups, shape.outputs // shape.groups, -1)
 
 

@@ -16,13 +16,14 @@ import torch
 from torch import Tensor, nn
 
 from ..lowrank.costs import break_even_rank
-from ..lowrank.decomposition import best_fits, regularised
+from ..lowrank.decomposition import best_pair
 from ..lowrank.forms import Form, forms_for, matricise, matrix_size, rebuild
-from ..lowrank.moments import LARGEST_MOMENT, pair_moments
+from ..lowrank.moments import LARGEST_MOMENT, PairMoments, pair_moments
+from ..lowrank.refitting import refitted_weight
 from ..lowrank.shapes import LayerShape
 from .answer_changes import answer_changes
 from .batch_axis import batch_axes
-from .calibration import RIDGE, Calibration, Energies
+from .calibration import RIDGE, Calibration, Energies, takes_up_means
 from .memory import images_in_memory
 from .probe import evaluating, layer_input
 from .running import copied, named, run
@@ -137,24 +138,22 @@ def _curves(
     few = len(images) < _FEWEST_TO_SPLIT
     judged = images if few else images[::3]
     fitted = images if few else torch.cat([images[1::3], images[2::3]])
+    centred = takes_up_means(model, [layer.name for layer in layers], images)
     moments = _moments(model, layers, fitted)
     tries: dict[str, list[tuple[Form, int]]] = {}
     changes: dict[str, list[Tensor]] = {}
     for layer in layers:
         shape, weight = _shape(layer), layer.weight
         assert weight is not None
-        for form in _tried(layer):
-            if (layer.name, form) not in moments:
-                continue
+        seen = {form: moments.pop((layer.name, form)) for form in _tried(layer) if (layer.name, form) in moments}
+        windows = {form: (m.centred() if layer.name in centred else m).ridged(RIDGE) for form, m in seen.items()}
+        for form, window in windows.items():
             most = break_even_rank(shape, form)
             ranks = sorted({max(1, round(most * part / _POINTS)) for part in range(1, _POINTS + 1)})
-            matrix = matricise(weight, shape, form)
             with named(layer.name, "measuring its sensitivity"):
-                fits = best_fits(matrix, ranks, regularised(moments.pop((layer.name, form)), RIDGE))
+                fits = _fits(weight, shape, form, ranks, window, windows.get(Form.CHANNEL))
             tries.setdefault(layer.name, []).extend((form, rank) for rank in ranks)
-            changes.setdefault(layer.name, []).extend(
-                rebuild(fit - matrix, shape, form).reshape(weight.shape) for fit in fits
-            )
+            changes.setdefault(layer.name, []).extend(fit - weight for fit in fits)
     moved = answer_changes(model, judged, changes, axes, bytes_an_image=sum(_bytes(layer) for layer in layers))
     points: dict[tuple[str, Form], tuple[_Curve, _Curve]] = {}
     for name, found in moved.items():
@@ -166,6 +165,18 @@ def _curves(
     return {key: (_levelled(nats), _levelled(lost)) for key, (nats, lost) in points.items()}
 
 
+def _fits(
+    weight: Tensor, shape: LayerShape, form: Form, ranks: list[int], moment: Tensor, whole: Tensor | None
+) -> list[Tensor]:
+    """The weight cut to each rank, with the second factor fitted to the whole window where its moment is known."""
+    left, right = best_pair(matricise(weight, shape, form), max(ranks), moment)
+    if form is Form.CHANNEL or whole is None:
+        cuts = [rebuild(left[..., :rank] @ right[..., :rank, :], shape, form) for rank in ranks]
+    else:
+        cuts = [refitted_weight(right[..., :rank, :], weight, shape, form, whole) for rank in ranks]
+    return [cut.reshape(weight.shape).to(weight.dtype) for cut in cuts]
+
+
 def _levelled(points: _Curve) -> _Curve:
     """Sorted, and rising in both."""
     points = sorted(set(points))
@@ -175,9 +186,9 @@ def _levelled(points: _Curve) -> _Curve:
     return levelled
 
 
-def _moments(model: nn.Module, layers: list[Layer], images: Tensor) -> dict[tuple[str, Form], Tensor]:
-    """Second moments of what the first factors see, over all images, some at a time."""
-    sums: dict[tuple[str, Form], Tensor] = {}
+def _moments(model: nn.Module, layers: list[Layer], images: Tensor) -> dict[tuple[str, Form], PairMoments]:
+    """Moments of what the first factors see, over all images, some at a time."""
+    means: dict[tuple[str, Form], PairMoments] = {}
 
     def look(layer: Layer) -> Callable[..., None]:
         seen = 0
@@ -189,9 +200,10 @@ def _moments(model: nn.Module, layers: list[Layer], images: Tensor) -> dict[tupl
                 return
             seen += 1
             for form in _tried(layer):
-                moment = pair_moments(given, given, _shape(layer), form).second
-                key = (layer.name, form)
-                sums[key] = moment if seen == 1 else sums[key] + (moment - sums[key]) / seen
+                found = pair_moments(given, given, _shape(layer), form)
+                mean = means.get((layer.name, form), found)
+                parts = (old + (new - old) / seen for old, new in zip(mean, found, strict=True))
+                means[layer.name, form] = PairMoments(*parts)
 
         return hook
 
@@ -206,7 +218,7 @@ def _moments(model: nn.Module, layers: list[Layer], images: Tensor) -> dict[tupl
     finally:
         for handle in handles:
             handle.remove()
-    return sums
+    return means
 
 
 def _bytes(layer: Layer) -> int:

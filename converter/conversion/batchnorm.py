@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..analysis.probe import evaluating
 from ..analysis.running import log_probabilities, run
@@ -31,12 +33,12 @@ def reestimate(model: nn.Module, dense: nn.Module, images: Tensor, *, batch: int
         Whether the new statistics were kept.
     """
     held_out, seen = images[::5], torch.cat([images[start::5] for start in range(1, 5)])
-    norms = [module for module in model.modules() if isinstance(module, _NORMS) and module.track_running_stats]
-    if not norms or len(seen) < 2:
+    saved = running_statistics(model)
+    if not saved or len(seen) < 2:
         return False
+    norms = [norm for norm, _ in saved]
     wanted = _answers(dense, held_out, batch)
     before = _divergence(model, wanted, held_out, batch)
-    saved = [copy.deepcopy(norm.state_dict()) for norm in norms]
     momenta = [norm.momentum for norm in norms]
     kept = False
     try:
@@ -50,11 +52,30 @@ def reestimate(model: nn.Module, dense: nn.Module, images: Tensor, *, batch: int
                     run(model, part)
         kept = _divergence(model, wanted, held_out, batch) < before
     finally:
-        for norm, state, momentum in zip(norms, saved, momenta, strict=True):
+        for (norm, state), momentum in zip(saved, momenta, strict=True):
             norm.momentum = momentum
             if not kept:
                 norm.load_state_dict(state)
     return kept
+
+
+def running_statistics(model: nn.Module) -> list[tuple[_BatchNorm, dict[str, Tensor]]]:
+    """The norms of a network that keep statistics, each with a copy of its state."""
+    return [
+        (module, copy.deepcopy(module.state_dict()))
+        for module in model.modules()
+        if isinstance(module, _NORMS) and module.track_running_stats
+    ]
+
+
+@torch.no_grad()
+def shift_norms(model: nn.Module, shifts: Mapping[str, Tensor]) -> None:
+    """Has norms take up what their inputs lack in the mean: (channels,) by name. In place."""
+    for name, shift in shifts.items():
+        norm = model.get_submodule(name)
+        assert isinstance(norm, _NORMS)
+        assert norm.running_mean is not None
+        norm.running_mean.sub_(shift.to(norm.running_mean))
 
 
 @torch.no_grad()

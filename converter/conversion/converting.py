@@ -17,9 +17,9 @@ from ..lowrank.forms import matricise
 from ..lowrank.layers import LowRank, low_rank
 from ..planning.plan import LayerPlan, Plan
 from .attached import attach_images, attachments, forget_plan
-from .batchnorm import reestimate
+from .batchnorm import reestimate, running_statistics, shift_norms
 from .replacing import check_fit, replace_layers
-from .sequential import reconstruct
+from .sequential import Reconstruction, reconstruct
 
 _KEPT_IMAGES = 2
 """Calibration images that a converted network keeps, for `fuse` to prove its work on."""
@@ -53,7 +53,7 @@ def convert(
             replacement. Nothing has been changed then.
     """
     check_fit(model, plan)
-    made: dict[str, LowRank] = {}
+    made = Reconstruction({}, {})
     if calibration is not None:
         made = reconstruct(model, plan, calibration.images, ridge=RIDGE, on_layer=on_layer)
     target = model if inplace else copied(model)
@@ -61,8 +61,8 @@ def convert(
     dense = copied(model) if inplace and calibration is not None else model
 
     def factor(name: str, layer: nn.Conv2d | nn.Linear, wanted: LayerPlan) -> LowRank:
-        if name in made:
-            return made[name]
+        if name in made.layers:
+            return made.layers[name]
         assert wanted.shape is not None
         assert wanted.form is not None
         assert wanted.rank is not None
@@ -81,6 +81,7 @@ def convert(
             _check_replacements_run(converted, expected, example)
         if calibration is not None:
             attach_images(converted, calibration.images[:_KEPT_IMAGES].cpu())
+            shift_norms(converted, made.shifts)
             reestimate(converted, dense, calibration.images)
     return converted
 
@@ -129,7 +130,8 @@ def _check_replacements_run(model: nn.Module, expected: set[str], example: Tenso
 
 @contextmanager
 def _all_or_nothing(model: nn.Module) -> Iterator[None]:
-    """Puts every module back where something goes wrong inside; `reestimate` does so for statistics."""
+    """Puts every module, and every norm's statistics, back where something goes wrong inside."""
+    statistics = running_statistics(model)
     children = [(module, dict(module._modules)) for module in model.modules()]
     carried = attachments(model)
     try:
@@ -138,6 +140,8 @@ def _all_or_nothing(model: nn.Module) -> Iterator[None]:
         for module, before in children:
             module._modules.clear()
             module._modules.update(before)
+        for norm, state in statistics:
+            norm.load_state_dict(state)
         forget_plan(model)
         vars(model).update(carried)
         raise

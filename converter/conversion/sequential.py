@@ -3,7 +3,8 @@
 With x a layer's input in the dense network and z its input behind the layers converted so far, the full map is
 fitted first, A = M (E[x z^T] + ridge I) (E[z z^T] + ridge I)^-1, and then cut to its rank in the metric of z. Without
 data, or where nothing before has changed, A = M. Where the first factor sees a part of the window only, the second is
-fitted once more, to the layer's whole output.
+fitted once more, to the layer's whole output. Where a bias or a norm can take up the mean of the output, the fit is
+to what varies around it.
 
 Both networks run as one: the batch holds the images twice, every layer to be replaced computes the dense answer for
 the first half and the replacement's for the second, and makes its replacement when the images first reach it. One
@@ -16,22 +17,35 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from ..analysis.batch_axis import batch_axes
 from ..analysis.memory import images_in_memory
+from ..analysis.norm_pairs import norm_pairs
 from ..analysis.probe import evaluating
 from ..analysis.running import copied, named, run
 from ..errors import ConverterWarning, ModelError
-from ..lowrank.decomposition import Factors, decompose, regularised
+from ..lowrank.decomposition import Factors, decompose
 from ..lowrank.forms import matricise, matrix_size
 from ..lowrank.layers import LowRank, low_rank
 from ..lowrank.moments import LARGEST_MOMENT, PairMoments, pair_moments
 from ..lowrank.refitting import refit_second
 from ..planning.plan import LayerPlan, Plan
+
+
+class Reconstruction(NamedTuple):
+    """What takes the place of a plan's layers.
+
+    Attributes:
+        layers: by name.
+        shifts: (outputs,) by the name of a norm: what its input lacks in the mean, for want of a bias before it.
+    """
+
+    layers: dict[str, LowRank]
+    shifts: dict[str, Tensor]
 
 
 @torch.no_grad()
@@ -42,7 +56,7 @@ def reconstruct(
     *,
     ridge: float,
     on_layer: Callable[[str], None] | None = None,
-) -> dict[str, LowRank]:
+) -> Reconstruction:
     """Makes the low-rank layers of a plan, each fitted behind those before it.
 
     Args:
@@ -52,32 +66,32 @@ def reconstruct(
         ridge: relative to the mean of a moment's diagonal.
         on_layer: is told the name of each layer when it is made.
 
-    Returns:
-        The layers by name.
-
     Raises:
         ModelError: the model cannot take the images, a layer never ran or cannot be fitted; names it.
     """
     images = images[: images_in_memory([layer.shape for layer in plan], len(images), networks=2)]
     axes = batch_axes(model, plan.factored, images)
+    norms = {pair.layer: pair.norm for pair in norm_pairs(model, [images[:2]])}
     walker = copied(model)
     by_name = dict(walker.named_modules(remove_duplicate=False))
     twins: dict[nn.Module, _Twin] = {}
     for name, wanted in plan.factored.items():
         dense = by_name[name]
         assert isinstance(dense, (nn.Conv2d, nn.Linear))
-        twins[dense] = _Twin(name, dense, wanted, 2 * len(images), axes[name], ridge, on_layer)
+        twins[dense] = _Twin(name, dense, wanted, 2 * len(images), axes[name], name in norms, ridge, on_layer)
     for name, module in by_name.items():
         if module in twins:
             parent, _, child = name.rpartition(".")
             setattr(by_name[parent], child, twins[module])
     with evaluating(walker):
         run(walker, torch.cat([images, images]))
-    made = {}
+    made = Reconstruction({}, {})
     for twin in twins.values():
         if twin.made is None:
             raise ModelError(f"{twin.name}: did not run on the calibration images; keep it dense")
-        made[twin.name] = twin.made
+        made.layers[twin.name] = twin.made
+        if twin.shift is not None:
+            made.shifts[norms[twin.name]] = twin.shift
     alone = [twin.name for twin in twins.values() if twin.axis is None]
     if alone:
         warnings.warn(
@@ -103,6 +117,7 @@ class _Twin(nn.Module):
         wanted: LayerPlan,
         batch: int,
         axis: int | None,
+        normed: bool,
         ridge: float,
         on_layer: Callable[[str], None] | None,
     ) -> None:
@@ -110,11 +125,13 @@ class _Twin(nn.Module):
         self.name = name
         self.dense = dense
         self.made: LowRank | None = None
+        self.shift: Tensor | None = None
         # Features lie on a dense layer's last axis, channels on a convolution's axis 1.
         inner = isinstance(dense, nn.Conv2d)
         self.axis = axis if axis == 0 or not inner else None
         self._wanted = wanted
         self._batch = batch
+        self._normed = normed
         self._ridge = ridge
         self._on_layer = on_layer
 
@@ -139,7 +156,10 @@ class _Twin(nn.Module):
             with named(self.name, "fitting it"), torch.autocast(z.device.type, enabled=False):
                 self.made = self._fit(x, z, wanted)
             self._tell()
-        return torch.cat([wanted, self.made(z).to(wanted.dtype)], self.axis)
+        answer = self.made(z).to(wanted.dtype)
+        if self.shift is not None:
+            answer = answer + self._along_channels(self.shift, answer)
+        return torch.cat([wanted, answer], self.axis)
 
     def _tell(self) -> None:
         if self._on_layer is not None:
@@ -162,19 +182,30 @@ class _Twin(nn.Module):
         if matrix_size(shape, form)[1] > LARGEST_MOMENT:
             made = self._cut()
         else:
+            takes_up_mean = self._normed or self.dense.bias is not None
+            moments = pair_moments(x, z, shape, form)
             matrix = matricise(self.dense.weight, shape, form).double()
-            factors = fitted(matrix, rank, pair_moments(x, z, shape, form), self._ridge)
+            factors = fitted(matrix, rank, moments.centred() if takes_up_mean else moments, self._ridge)
             if shape.kind == "conv2d":
-                clean = wanted if self.dense.bias is None else wanted - self.dense.bias[:, None, None]
-                factors = refit_second(factors, shape, form, z, clean, self._ridge)
+                factors = refit_second(factors, shape, form, z, wanted, self._ridge, centred=takes_up_mean)
             typed = Factors(*(part.to(self.dense.weight.dtype) for part in factors))
             made = low_rank(shape, form, typed, self.dense.bias).eval()
+        lacking = wanted.float() - made(z.to(made.u.dtype)).float()
+        channels = self._channels(lacking)
+        mean = lacking.mean([axis for axis in range(lacking.dim()) if axis != channels])
         if made.bias is not None:
-            channels = 1 if shape.kind == "conv2d" else wanted.dim() - 1
-            axes = [axis for axis in range(wanted.dim()) if axis != channels]
-            answer = made(z.to(made.u.dtype))
-            made.bias.add_((wanted.float() - answer.float()).mean(axes).to(made.bias.dtype))
+            made.bias.add_(mean.to(made.bias.dtype))
+        elif self._normed:
+            self.shift = mean
         return made
+
+    def _channels(self, output: Tensor) -> int:
+        return 1 if isinstance(self.dense, nn.Conv2d) else output.dim() - 1
+
+    def _along_channels(self, values: Tensor, output: Tensor) -> Tensor:
+        sizes = [1] * output.dim()
+        sizes[self._channels(output)] = -1
+        return values.to(output.dtype).reshape(sizes)
 
 
 def fitted(matrix: Tensor, rank: int, moments: PairMoments, ridge: float) -> Factors:
@@ -189,7 +220,7 @@ def fitted(matrix: Tensor, rank: int, moments: PairMoments, ridge: float) -> Fac
     Returns:
         Factors in float64.
     """
-    second = regularised(moments.second, ridge)
+    second = moments.ridged(ridge)
     cross = moments.cross + (second - moments.second)
     root = torch.linalg.cholesky(second)
     whole = matrix @ torch.cholesky_solve(cross.mT, root).mT

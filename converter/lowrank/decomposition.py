@@ -5,7 +5,6 @@ All of it runs in float64, outside autocast and outside autograd. Matrices may h
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -73,29 +72,24 @@ def decompose(matrix: Tensor, rank: int, second_moment: Tensor | None = None) ->
 
 
 @torch.no_grad()
-def best_fits(matrix: Tensor, ranks: Sequence[int], second_moment: Tensor | None = None) -> list[Tensor]:
-    """The products that `decompose` finds at several ranks, for the price of one and without their factors.
-
-    Args:
-        matrix, second_moment: as for `decompose`.
-        ranks: each in 1..min(m, n).
+def best_pair(matrix: Tensor, rank: int, second_moment: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Two factors whose leading columns and rows are, at every lower rank too, what `decompose` finds.
 
     Returns:
-        M_r (..., m, n) in the matrix's dtype, for each rank.
+        (..., m, rank) and (..., rank, n), float64.
     """
     exact = matrix.detach().to(torch.float64)
     moment = None if second_moment is None else second_moment.to(exact)
     if exact.shape[-2] <= exact.shape[-1]:
-        left = _leading(_gram(exact, moment), max(ranks))
-        right = left.mT @ exact
-    else:
-        root = None if moment is None else torch.linalg.cholesky(moment)
-        whitened = exact if root is None else exact @ root
-        basis = _leading(whitened.mT @ whitened, max(ranks))
-        left, right = whitened @ basis, basis.mT
-        if root is not None:
-            right = torch.linalg.solve_triangular(root, right, upper=False, left=False)
-    return [(left[..., :rank] @ right[..., :rank, :]).to(matrix.dtype) for rank in ranks]
+        left = _leading(_gram(exact, moment), rank)
+        return left, left.mT @ exact
+    root = None if moment is None else torch.linalg.cholesky(moment)
+    whitened = exact if root is None else exact @ root
+    basis = _leading(whitened.mT @ whitened, rank)
+    right = basis.mT
+    if root is not None:
+        right = torch.linalg.solve_triangular(root, right, upper=False, left=False)
+    return whitened @ basis, right
 
 
 @torch.no_grad()

@@ -6,7 +6,7 @@ which its weight matters. Patches are gathered for a few images at a time, so me
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 import torch
@@ -14,25 +14,45 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..errors import ModelError
+from .decomposition import regularised
 from .forms import Form, factor_shapes
 from .shapes import LayerShape
 
 _CHUNK_BYTES = 64 * 2**20
+
+_ROUNDING = 1e-12
+"""Of float64 moments about zero, in what is left of them about the mean."""
 
 LARGEST_MOMENT = 6144
 """Columns of the largest moment made: a float64 matrix of 300 MB. Larger layers are cut without data."""
 
 
 class PairMoments(NamedTuple):
-    """Moments of a layer's inputs in two networks: x in the dense one, z in the converted one.
+    """Moments of x, a layer's inputs in one network, and z, those in another; all float64, with an axis of groups.
 
     Attributes:
-        cross: E[x z^T] (..., n, n), float64; the leading axis counts groups, and is absent for one group.
-        second: E[z z^T] (..., n, n), float64.
+        cross: E[x z^T] (..., m, n).
+        second: E[z z^T] (..., n, n).
+        mean_x, mean_z: (..., m) and (..., n).
     """
 
     cross: Tensor
     second: Tensor
+    mean_x: Tensor
+    mean_z: Tensor
+
+    def centred(self) -> PairMoments:
+        """Covariances: what counts where a bias, or the norm behind the layer, takes up its mean."""
+        return self._replace(
+            cross=self.cross - self.mean_x.unsqueeze(-1) * self.mean_z.unsqueeze(-2),
+            second=self.second - self.mean_z.unsqueeze(-1) * self.mean_z.unsqueeze(-2),
+        )
+
+    def ridged(self, ridge: float) -> Tensor:
+        """The second moment made positive definite: `regularised`, and by what rounding left of the mean."""
+        size = (self.second.diagonal(dim1=-2, dim2=-1) + self.mean_z.square()).mean(-1)
+        eye = torch.eye(self.second.shape[-1], dtype=torch.float64, device=self.second.device)
+        return regularised(self.second, ridge) + _ROUNDING * size[..., None, None] * eye
 
 
 @torch.no_grad()
@@ -47,27 +67,57 @@ def pair_moments(x: Tensor, z: Tensor, shape: LayerShape, form: Form) -> PairMom
         ModelError: the moments are not finite.
 
     Returns:
-        Means over all patches. Products are taken in the inputs' type, sums over chunks in float64.
+        Means over all patches; the leading axis counts groups, and is absent for one group.
     """
     first, _ = factor_shapes(shape, form, 1)
-    same = x is z
-    cross = second = torch.zeros((), dtype=torch.float64, device=z.device)
-    count = 0
-    others = patches(z, first)
     with torch.autocast(z.device.type, enabled=False):
-        for ours in patches(x, first):
-            theirs = ours if same else next(others)
-            second = second + (theirs @ theirs.mT).double()
-            cross = second if same else cross + (ours @ theirs.mT).double()
-            count += ours.shape[-1]
-    if not bool(second.isfinite().all()):
+        if x is z:
+            found = moments_of((part, part) for part in patches(z, first))
+        else:
+            found = moments_of(zip(patches(x, first), patches(z, first), strict=True))
+    if not bool(found.second.isfinite().all()):
         raise ModelError(
             f"its inputs are not finite, or too large to square (largest {float(z.abs().max()):.3g}); scale the "
             "images as the network was trained on them"
         )
-    if shape.groups == 1:
-        cross, second = cross.squeeze(0), second.squeeze(0)
-    return PairMoments(cross / max(1, count), second / max(1, count))
+    return PairMoments(*(part.squeeze(0) for part in found)) if shape.groups == 1 else found
+
+
+def moments_of(parts: Iterable[tuple[Tensor, Tensor]]) -> PairMoments:
+    """Moments of samples that come some at a time.
+
+    Args:
+        parts: x (groups, m, samples) and z (groups, n, samples); one tensor twice where they are the same.
+
+    Returns:
+        Means over all samples. Products are taken in the samples' type about the mean of the first part, so that
+        little is rounded off where the mean is large; all else in float64.
+    """
+    cross = second = sum_x = sum_z = torch.zeros((), dtype=torch.float64)
+    about_x = about_z = torch.zeros(())
+    count = 0
+    for x, z in parts:
+        same = x is z
+        if count == 0:
+            about_z = z.mean(-1, keepdim=True)
+            about_x = about_z if same else x.mean(-1, keepdim=True)
+            cross, second, sum_x, sum_z = (part.to(z.device) for part in (cross, second, sum_x, sum_z))
+        z = z - about_z
+        x = z if same else x - about_x
+        second = second + (z @ z.mT).double()
+        sum_z = sum_z + z.sum(-1).double()
+        cross = second if same else cross + (x @ z.mT).double()
+        sum_x = sum_z if same else sum_x + x.sum(-1).double()
+        count += z.shape[-1]
+    cross, second, left, right = (part / max(1, count) for part in (cross, second, sum_x, sum_z))
+    far_x, far_z = about_x.double().squeeze(-1), about_z.double().squeeze(-1)
+    mean_x, mean_z = far_x + left, far_z + right
+
+    def about_zero(product: Tensor, far: Tensor, off: Tensor) -> Tensor:
+        # E[x z^T] = E[(x - a)(z - b)^T] + E[x - a] b^T + a E[z]^T
+        return product + off.unsqueeze(-1) * far_z.unsqueeze(-2) + far.unsqueeze(-1) * mean_z.unsqueeze(-2)
+
+    return PairMoments(about_zero(cross, far_x, left), about_zero(second, far_z, right), mean_x, mean_z)
 
 
 def patches(x: Tensor, layer: LayerShape) -> Iterator[Tensor]:

@@ -10,20 +10,24 @@ data.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
 from .decomposition import Factors, regularised, true_svd
 from .forms import Form, factor_shapes, factor_weights
 from .layers import convolve
-from .moments import LARGEST_MOMENT, patches
+from .moments import LARGEST_MOMENT, moments_of, patches
 from .shapes import LayerShape
 
 _CHUNK_BYTES = 64 * 2**20
 
 
 @torch.no_grad()
-def refit_second(factors: Factors, shape: LayerShape, form: Form, z: Tensor, wanted: Tensor, ridge: float) -> Factors:
+def refit_second(
+    factors: Factors, shape: LayerShape, form: Form, z: Tensor, wanted: Tensor, ridge: float, *, centred: bool
+) -> Factors:
     """Factors with the same first layer, and the second that is best on data.
 
     Args:
@@ -31,8 +35,9 @@ def refit_second(factors: Factors, shape: LayerShape, form: Form, z: Tensor, wan
         shape, form: of a convolution. Where its first factor sees the whole window (`channel`) there is nothing to
             gain.
         z: (N, inputs, H, W) what the layer will read.
-        wanted: (N, outputs, H', W') what it shall give, without the bias.
+        wanted: (N, outputs, H', W') what it shall give; without the bias, unless centred.
         ridge: pull towards the factors that came in, relative to the mean of the moment's diagonal.
+        centred: whether a bias, or a norm behind, takes up the mean.
 
     Returns:
         A true SVD in float64; the factors that came in where the moment would be too large.
@@ -43,23 +48,56 @@ def refit_second(factors: Factors, shape: LayerShape, form: Form, z: Tensor, wan
         return factors
     inner, outer = factor_weights(factors.u * factors.s.unsqueeze(-2), factors.v, shape, form)
     before = outer.reshape(shape.groups, -1, columns)
-    moment = torch.zeros(shape.groups, columns, columns, dtype=torch.float64, device=z.device)
-    cross = torch.zeros_like(before)
-    samples = 0
     kernel = inner.float()
-    images = max(1, _CHUNK_BYTES // (4 * max(1, wanted[:1].numel())))
-    for given, answer in zip(torch.split(z, images), torch.split(wanted, images), strict=True):
-        wide = answer.float().transpose(0, 1).reshape(shape.groups, shape.outputs // shape.groups, -1)
-        start = 0
-        for part in patches(convolve(given.float(), kernel, None, first), second):
-            ours = wide[..., start : start + part.shape[-1]]
-            moment += (part @ part.mT).double()
-            cross += (ours @ part.mT).double()
-            start += part.shape[-1]
-        samples += start
-    moment, cross = moment / max(1, samples), cross / max(1, samples)
-    whole = regularised(moment, ridge)
-    cross = cross + before @ (whole - moment)
+
+    def parts() -> Iterator[tuple[Tensor, Tensor]]:
+        images = max(1, _CHUNK_BYTES // (4 * max(1, wanted[:1].numel())))
+        for given, answer in zip(torch.split(z, images), torch.split(wanted, images), strict=True):
+            rows = answer.float().transpose(0, 1).reshape(shape.groups, shape.outputs // shape.groups, -1)
+            start = 0
+            for part in patches(convolve(given.float(), kernel, None, first), second):
+                yield rows[..., start : start + part.shape[-1]], part
+                start += part.shape[-1]
+
+    moments = moments_of(parts())
+    if centred:
+        moments = moments.centred()
+    whole = moments.ridged(ridge)
+    cross = moments.cross + before @ (whole - moments.second)
     after = torch.cholesky_solve(cross.mT, torch.linalg.cholesky(whole)).mT
     rows = after.reshape(outer.shape).permute(0, 2, 3, 1).reshape(factors.u.shape)  # back from `factor_weights`
     return true_svd(rows, factors.v)
+
+
+@torch.no_grad()
+def refitted_weight(v: Tensor, weight: Tensor, shape: LayerShape, form: Form, moment: Tensor) -> Tensor:
+    """The dense weight nearest to a layer's own whose first factor is given, in closed form.
+
+    Args:
+        v: (r, columns), or (groups, r, columns), of this form.
+        weight: of `shape.weight`.
+        moment: second moment of whole windows, as of the form `channel`, positive definite.
+
+    Returns:
+        Of `shape.weight`, float64. What `refit_second` finds on the data that the moment is of.
+    """
+    moment = moment.reshape(shape.groups, *moment.shape[-2:])
+    reach = _reach(v, shape, form)
+    wanted = weight.double().reshape(shape.groups, shape.outputs // shape.groups, -1)
+    seen = reach @ moment
+    inner = regularised(seen @ reach.mT, 1e-9)
+    second: Tensor = torch.linalg.solve(inner, seen @ wanted.mT).mT
+    return (second @ reach).reshape(shape.weight)
+
+
+def _reach(v: Tensor, shape: LayerShape, form: Form) -> Tensor:
+    """What the second factor sees of each whole window: (groups, r k'_h k'_w, inputs / groups k_h k_w)."""
+    first, second = factor_shapes(shape, form, v.shape[-2])
+    (k_h, k_w), (f_h, f_w), (s_h, s_w) = shape.kernel, first.kernel, second.kernel
+    inputs = shape.inputs // shape.groups
+    kernel = v.double().reshape(shape.groups, -1, inputs, f_h, f_w)
+    reach = kernel.new_zeros(shape.groups, kernel.shape[1], s_h, s_w, inputs, k_h, k_w)
+    for i in range(s_h):
+        for j in range(s_w):
+            reach[:, :, i, j, :, i : i + f_h, j : j + f_w] = kernel
+    return reach.reshape(shape.groups, kernel.shape[1] * s_h * s_w, inputs * k_h * k_w)

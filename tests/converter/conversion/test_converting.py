@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from dprp.converter import (
+    FixedRank,
     Form,
     LayerPlan,
     LowRank,
@@ -23,6 +24,7 @@ from dprp.converter import (
     plan_ranks,
     survey,
 )
+from dprp.converter.conversion import converting as converting_module
 
 EXAMPLE = torch.zeros(2, 3, 16, 16)
 
@@ -224,3 +226,40 @@ def test_a_transformer_layer_that_reads_weights_of_its_children_converts_and_fus
     with torch.no_grad():
         torch.testing.assert_close(full(x), model(x), rtol=1e-4, atol=1e-5)
         torch.testing.assert_close(fuse(cut, x)(x), cut(x), rtol=1e-4, atol=1e-5)
+
+
+def _without_bias() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(8, 24, 3, bias=False), nn.BatchNorm2d(24), nn.ReLU(), nn.Flatten(), nn.Linear(24 * 36, 5)
+    ).eval()
+
+
+def test_the_norm_behind_a_layer_takes_up_its_mean() -> None:
+    model, images = _without_bias(), 5 + torch.randn(60, 8, 8, 8).cumsum(1)
+    layers = survey(model, images[:1])
+    plan = plan_ranks(layers, FixedRank(3), keep=["4"])
+    new = convert(model, plan, calibration=calibrate(model, layers, images))
+    with torch.no_grad():
+        wanted, found = (network[:2](images) for network in (model, new))
+    torch.testing.assert_close(
+        found.mean((0, 2, 3)), wanted.mean((0, 2, 3)), rtol=1e-3, atol=1e-3 * float(wanted.std())
+    )
+    assert float((found - wanted).square().mean()) < 0.3 * float(wanted.var())
+
+
+def test_statistics_of_norms_are_put_back_when_something_goes_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, images = _without_bias(), torch.randn(20, 8, 8, 8)
+    layers = survey(model, images[:1])
+    calibration = calibrate(model, layers, images)
+    before = copy.deepcopy(model.state_dict())
+
+    def fails(*_: object, **__: object) -> bool:
+        raise ModelError("out of memory")
+
+    monkeypatch.setattr(converting_module, "reestimate", fails)
+    with pytest.raises(ModelError, match="out of memory"):
+        convert(model, plan_ranks(layers, FixedRank(2)), calibration=calibration, inplace=True)
+    after = model.state_dict()
+    assert list(after) == list(before)
+    assert all(torch.equal(before[name], after[name]) for name in before)

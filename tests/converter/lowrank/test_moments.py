@@ -49,6 +49,27 @@ def test_moments_predict_the_first_factors_output(layer: nn.Conv2d, form: Form) 
     assert matricise(layer.weight, shape, form).shape[-1] == moment.shape[-1]
 
 
+@pytest.mark.parametrize("far", [0.0, 1e4])
+def test_covariances_are_exact_however_large_the_mean(far: float) -> None:
+    """In float32 the products about zero alone would round all of it away."""
+    x = torch.randn(400, 5) @ torch.randn(5, 5)
+    z = x + 0.1 * torch.randn(400, 5)
+    shape = shape_of(nn.Linear(5, 2))
+    found = pair_moments((x.double() + far).float(), (z.double() - far).float(), shape, Form.CHANNEL).centred()
+    both = torch.cat([x, z], 1).double()
+    wanted = (both - both.mean(0)).mT @ (both - both.mean(0)) / 400
+    torch.testing.assert_close(found.cross, wanted[:5, 5:], rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(found.second, wanted[5:, 5:], rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(found.mean_x, x.double().mean(0) + far, rtol=1e-6, atol=1e-3)
+
+
+@pytest.mark.parametrize("images", [1, 2, 3])
+def test_few_samples_far_from_zero_stay_positive_definite(images: int) -> None:
+    layer = nn.Conv2d(4, 6, 3)
+    x = 1000 + torch.randn(images, 4, 3, 3)
+    torch.linalg.cholesky(pair_moments(x, x, shape_of(layer), Form.CHANNEL).centred().ridged(1e-4))
+
+
 def test_linear_rows_are_samples() -> None:
     x, z = torch.randn(3, 5, 4), torch.randn(3, 5, 4)
     found = pair_moments(x, z, shape_of(nn.Linear(4, 2)), Form.CHANNEL)
