@@ -22,8 +22,8 @@ from dprp.converter import (
     calibrate,
     convert,
     evaluate,
+    foretell,
     plan_ranks,
-    sensitivities,
     survey,
 )
 from dprp.models import Augment, build, info, load_data, load_weights, loader, preprocess_for
@@ -51,11 +51,12 @@ def main() -> None:
     for budget in arguments.budgets:
         start = time.perf_counter()
         calibration = calibrate(model, layers, train, images=arguments.images)
+        losses = foretell(model, layers, calibration)
         plan = plan_ranks(
             layers,
             MacBudget(budget),
-            energies=calibration.energies,
-            distortions=sensitivities(model, layers, calibration, arguments.sensitivity),
+            energies=losses.errors,
+            distortions=losses.distortions(arguments.sensitivity),
             rank_multiple=arguments.rank_multiple,
         )
         converted = convert(model, plan, calibration=calibration)

@@ -6,17 +6,19 @@ Changes nothing.
 
 from .accuracy import Accuracy, evaluate
 from .calibration import Calibration, calibrate
-from .sensitivity import Sensitivity, sensitivities
+from .sensitivity import Losses, Sensitivity, foretell, sensitivities
 from .surveying import Layer, Survey, survey
 
 __all__ = [
     "Accuracy",
     "Calibration",
     "Layer",
+    "Losses",
     "Sensitivity",
     "Survey",
     "calibrate",
     "evaluate",
+    "foretell",
     "sensitivities",
     "survey",
 ]

@@ -8,6 +8,7 @@ form, that layer alone being cut, and read off for every other rank by the energ
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
@@ -56,7 +57,27 @@ class Sensitivity(str, Enum):
         return self.value
 
 
-@torch.no_grad()
+@dataclass(frozen=True)
+class Losses:
+    """What each layer loses at each rank, and what that costs the network, on images that nothing was fitted on.
+
+    Attributes:
+        errors: lost part of what varies in the layer's output, by (layer, form) at each rank from 0 to full.
+        nats: divergence of the network's answers, that layer alone being cut; the same.
+    """
+
+    errors: Energies
+    nats: Energies
+
+    def distortions(self, kind: Sensitivity) -> Energies:
+        """What a budget's plan shall minimise the sum of."""
+        if kind is Sensitivity.ENERGY:
+            return self.errors
+        if kind is Sensitivity.KL:
+            return self.nats
+        return {key: (nats * self.errors[key]).sqrt() for key, nats in self.nats.items()}
+
+
 def sensitivities(
     model: nn.Module,
     layers: Survey,
@@ -68,36 +89,52 @@ def sensitivities(
     """What each layer's loss at each rank costs the network.
 
     Args:
-        model: the dense network; gives (N, classes), or several outputs of which the first is that.
-        layers: its survey.
-        calibration: of the same model.
-        kind: energy (the lost part of the layer's output, as calibration foretells it), kl (divergence of the outputs
-            in nats), or mixed (the geometric mean of kl and of the energy lost on images that were not fitted on).
-        on_layer: is told the name of each layer when it is done.
+        model, layers, calibration, on_layer: as for `foretell`.
+        kind: energy (the lost part of the layer's output), kl (divergence of the outputs in nats), or mixed (the
+            geometric mean of both).
 
     Returns:
         A distortion by (layer, form) at each rank from 0 to full, for `plan_ranks`.
     """
+    return foretell(model, layers, calibration, on_layer=on_layer).distortions(kind)
+
+
+@torch.no_grad()
+def foretell(
+    model: nn.Module,
+    layers: Survey,
+    calibration: Calibration,
+    *,
+    on_layer: Callable[[str], None] | None = None,
+) -> Losses:
+    """Measures what cutting each layer costs: at a few ranks of each form in truth, at the others by the energy.
+
+    Args:
+        model: the dense network; gives (N, classes), or several outputs of which the first is that.
+        layers: its survey.
+        calibration: of the same model.
+        on_layer: is told the name of each layer when it is done.
+    """
     relative = {key: energy / energy[0].clamp_min(1e-300) for key, energy in calibration.energies.items()}
-    if kind is Sensitivity.ENERGY:
-        return relative
     free = [layer for layer in layers if layer.reason is None]
     images = calibration.images[: _images(layers, free)]
     probe = copied(model)
     for parameter in probe.parameters():
         parameter.requires_grad_(False)
     axes = batch_axes(probe, [layer.name for layer in free], images)
-    found: dict[tuple[str, Form], Tensor] = {}
+    errors: dict[tuple[str, Form], Tensor] = {}
+    costs: dict[tuple[str, Form], Tensor] = {}
     for group in _groups(free):
         curves = _curves(probe, group, relative, images, axes)
         for layer in group:
             for form in forms_for(_shape(layer)):
-                lost = relative[layer.name, form].double().numpy()
-                nats, gone = (_read(curve, lost) for curve in curves.get((layer.name, form), ([], [])))
-                found[layer.name, form] = torch.from_numpy(nats if kind is Sensitivity.KL else np.sqrt(nats * gone))
+                key = (layer.name, form)
+                lost = relative[key].double().numpy()
+                nats, gone = (torch.from_numpy(_read(curve, lost)) for curve in curves.get(key, ([], [])))
+                errors[key], costs[key] = gone, nats
             if on_layer is not None:
                 on_layer(layer.name)
-    return found
+    return Losses(errors, costs)
 
 
 def _images(layers: Survey, free: list[Layer]) -> int:

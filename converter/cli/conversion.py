@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ...files import check_input, reading
 from ..analysis.calibration import Calibration, calibrate
-from ..analysis.sensitivity import Sensitivity, sensitivities
+from ..analysis.sensitivity import Sensitivity, foretell
 from ..analysis.surveying import Survey, survey
 from ..conversion.converting import convert
 from ..errors import PlanError
@@ -143,19 +143,21 @@ def plan_network(
         plan = wanted
         _check_plan(plan, layers)
     else:
+        energies = None if calibration is None else calibration.energies
         distortions = times = None
         if isinstance(wanted, LatencyBudget):
             times = time_layers(network, layers, rank_multiple=rank_multiple, forms=forms, threads=threads)
             model = network.model.to(device)
         if calibration is not None and isinstance(wanted, (MacBudget, ParamBudget, LatencyBudget)):
-            distortions = sensitivities(model, layers, calibration, sensitivity)
+            losses = foretell(model, layers, calibration)
+            energies, distortions = losses.errors, losses.distortions(sensitivity)
         replan = partial(
             plan_ranks,
             layers,
             forms=forms or tuple(Form),
             keep=keep,
             rank_multiple=rank_multiple,
-            energies=None if calibration is None else calibration.energies,
+            energies=energies,
             distortions=distortions,
             times=times,
         )

@@ -182,12 +182,15 @@ class _Twin(nn.Module):
         if matrix_size(shape, form)[1] > LARGEST_MOMENT:
             made = self._cut()
         else:
-            takes_up_mean = self._normed or self.dense.bias is not None
+            centred = self._normed or self.dense.bias is not None
             moments = pair_moments(x, z, shape, form)
+            moments = moments.centred() if centred else moments
             matrix = matricise(self.dense.weight, shape, form).double()
-            factors = fitted(matrix, rank, moments.centred() if takes_up_mean else moments, self._ridge)
+            factors = fitted(matrix, rank, moments, self._ridge)
             if shape.kind == "conv2d":
-                factors = refit_second(factors, shape, form, z, wanted, self._ridge, centred=takes_up_mean)
+                noise = self._ridge * float(moments.second.diagonal(dim1=-2, dim2=-1).mean())
+                weight = self.dense.weight
+                factors = refit_second(factors, weight, shape, form, z, wanted, noise, centred=centred)
             typed = Factors(*(part.to(self.dense.weight.dtype) for part in factors))
             made = low_rank(shape, form, typed, self.dense.bias).eval()
         lacking = wanted.float() - made(z.to(made.u.dtype)).float()

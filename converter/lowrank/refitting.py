@@ -16,27 +16,40 @@ import torch
 from torch import Tensor
 
 from .decomposition import Factors, regularised, true_svd
-from .forms import Form, factor_shapes, factor_weights
+from .forms import Form, factor_shapes
 from .layers import convolve
 from .moments import LARGEST_MOMENT, moments_of, patches
 from .shapes import LayerShape
 
 _CHUNK_BYTES = 64 * 2**20
 
+_TINY = 1e-9
+"""Ridge against factors that see the same twice."""
+
 
 @torch.no_grad()
 def refit_second(
-    factors: Factors, shape: LayerShape, form: Form, z: Tensor, wanted: Tensor, ridge: float, *, centred: bool
+    factors: Factors,
+    weight: Tensor,
+    shape: LayerShape,
+    form: Form,
+    z: Tensor,
+    wanted: Tensor,
+    noise: float,
+    *,
+    centred: bool,
 ) -> Factors:
     """Factors with the same first layer, and the second that is best on data.
 
     Args:
         factors: float64.
+        weight: the dense layer's, of `shape.weight`.
         shape, form: of a convolution. Where its first factor sees the whole window (`channel`) there is nothing to
             gain.
         z: (N, inputs, H, W) what the layer will read.
         wanted: (N, outputs, H', W') what it shall give; without the bias, unless centred.
-        ridge: pull towards the factors that came in, relative to the mean of the moment's diagonal.
+        noise: power of white noise in the input, on which the dense weight is right: what keeps the fit from
+            following few samples.
         centred: whether a bias, or a norm behind, takes up the mean.
 
     Returns:
@@ -46,9 +59,7 @@ def refit_second(
     columns = factors.rank * second.kernel[0] * second.kernel[1]
     if form is Form.CHANNEL or columns > LARGEST_MOMENT:
         return factors
-    inner, outer = factor_weights(factors.u * factors.s.unsqueeze(-2), factors.v, shape, form)
-    before = outer.reshape(shape.groups, -1, columns)
-    kernel = inner.float()
+    kernel = factors.v.reshape(first.weight).float()
 
     def parts() -> Iterator[tuple[Tensor, Tensor]]:
         images = max(1, _CHUNK_BYTES // (4 * max(1, wanted[:1].numel())))
@@ -62,11 +73,12 @@ def refit_second(
     moments = moments_of(parts())
     if centred:
         moments = moments.centred()
-    whole = moments.ridged(ridge)
-    cross = moments.cross + before @ (whole - moments.second)
-    after = torch.cholesky_solve(cross.mT, torch.linalg.cholesky(whole)).mT
-    rows = after.reshape(outer.shape).permute(0, 2, 3, 1).reshape(factors.u.shape)  # back from `factor_weights`
-    return true_svd(rows, factors.v)
+    reach = _reach(factors.v, shape, form)
+    inner = moments.second + noise * (reach @ reach.mT)
+    cross = moments.cross + noise * (_windows(weight, shape) @ reach.mT)
+    after = torch.linalg.solve(regularised(inner, _TINY), cross.mT).mT
+    outer = after.reshape(shape.outputs, factors.rank, *second.kernel)
+    return true_svd(outer.permute(0, 2, 3, 1).reshape(factors.u.shape), factors.v)  # back from `factor_weights`
 
 
 @torch.no_grad()
@@ -83,11 +95,15 @@ def refitted_weight(v: Tensor, weight: Tensor, shape: LayerShape, form: Form, mo
     """
     moment = moment.reshape(shape.groups, *moment.shape[-2:])
     reach = _reach(v, shape, form)
-    wanted = weight.double().reshape(shape.groups, shape.outputs // shape.groups, -1)
     seen = reach @ moment
-    inner = regularised(seen @ reach.mT, 1e-9)
-    second: Tensor = torch.linalg.solve(inner, seen @ wanted.mT).mT
+    inner = regularised(seen @ reach.mT, _TINY)
+    second: Tensor = torch.linalg.solve(inner, seen @ _windows(weight, shape).mT).mT
     return (second @ reach).reshape(shape.weight)
+
+
+def _windows(weight: Tensor, shape: LayerShape) -> Tensor:
+    """(groups, outputs / groups, inputs / groups k_h k_w) float64."""
+    return weight.double().reshape(shape.groups, shape.outputs // shape.groups, -1)
 
 
 def _reach(v: Tensor, shape: LayerShape, form: Form) -> Tensor:

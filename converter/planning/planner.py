@@ -45,9 +45,10 @@ def plan_ranks(
         keep: name patterns (`layer1.*`) of layers that stay dense.
         rank_multiple: under a budget, ranks are multiples of this, since a rank in between costs as much time as
             the next multiple; finer ranks are used only where the budget cannot be reached otherwise.
-        energies: squared errors by (layer, form) as calibration found them; by default those of the weights.
-        distortions: what a budget minimises the sum of, by (layer, form), as `sensitivities` found them; by default
-            the lost part of each layer's energy.
+        energies: squared errors by (layer, form) as calibration found them, or as `foretell` did, which then hold on
+            other images, too; by default those of the weights.
+        distortions: what a budget minimises the sum of, by (layer, form), as `foretell` found them; by default the
+            lost part of each layer's energy.
         times: of the layers on this machine; a budget on latency needs them.
 
     Returns:
