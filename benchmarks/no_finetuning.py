@@ -12,14 +12,17 @@ from __future__ import annotations
 import argparse
 import resource
 import time
+from collections.abc import Iterable
 
 import torch
 
 from dprp.converter import (
+    BLENDS,
     MacBudget,
     Sensitivity,
     Unit,
     calibrate,
+    choose_plan,
     convert,
     evaluate,
     foretell,
@@ -37,14 +40,15 @@ def main() -> None:
     parser.add_argument("--budgets", type=float, nargs="+", default=[0.75, 0.5, 0.35])
     parser.add_argument("--images", type=int, default=2000)
     parser.add_argument("--rank-multiple", type=int, default=8)
-    parser.add_argument("--sensitivity", type=Sensitivity, choices=list(Sensitivity), default=Sensitivity.MIXED)
+    parser.add_argument("--sensitivity", type=Sensitivity, choices=list(Sensitivity), default=Sensitivity.BEST)
+    parser.add_argument("--sample", type=int, help="seed of the choice of calibration images; the first ones without")
     parser.add_argument("--plain", action="store_true", help="score plain SVD, too")
     arguments = parser.parse_args()
     model = build(arguments.model)
     load_weights(model, arguments.checkpoint)
     preprocess = preprocess_for(info(arguments.model))
     data = load_data(arguments.data)
-    train = loader(data.train(preprocess, Augment.NONE), 128, limit=arguments.images)
+    train = _sample(loader(data.train(preprocess, Augment.NONE), 128), arguments.images, arguments.sample)
     test = loader(data.test(preprocess), 250)
     layers = survey(model, torch.zeros(1, *preprocess.input_shape))
     print(f"{arguments.model}: dense {evaluate(model, test)}")
@@ -52,13 +56,19 @@ def main() -> None:
         start = time.perf_counter()
         calibration = calibrate(model, layers, train, images=arguments.images)
         losses = foretell(model, layers, calibration)
-        plan = plan_ranks(
-            layers,
-            MacBudget(budget),
-            energies=losses.errors,
-            distortions=losses.distortions(arguments.sensitivity),
-            rank_multiple=arguments.rank_multiple,
-        )
+        best = arguments.sensitivity is Sensitivity.BEST
+        blends = [losses.blend(w) for w in BLENDS] if best else [losses.distortions(arguments.sensitivity)]
+        plans = [
+            plan_ranks(
+                layers,
+                MacBudget(budget),
+                energies=losses.errors,
+                distortions=blend,
+                rank_multiple=arguments.rank_multiple,
+            )
+            for blend in blends
+        ]
+        plan = plans[choose_plan(model, plans, calibration)]
         converted = convert(model, plan, calibration=calibration)
         seconds = time.perf_counter() - start
         line = f"{budget:5.2f} of MACs ({plan.fraction(Unit.MACS):.4f}): {evaluate(converted, test).top1:6.2f} %"
@@ -67,6 +77,14 @@ def main() -> None:
             line += f"  plain SVD {evaluate(convert(model, plain), test).top1:6.2f} %"
         print(f"{line}  {seconds:6.1f} s  {len(calibration.images)} images", flush=True)
     print(f"peak memory {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:.2f} GiB")
+
+
+def _sample(batches: Iterable[tuple[torch.Tensor, ...]], count: int, seed: int | None) -> torch.Tensor:
+    """Calibration images: the first ones, or a choice of them."""
+    images = torch.cat([batch[0] for batch in batches])
+    if seed is None:
+        return images[:count]
+    return images[torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))[:count]]
 
 
 if __name__ == "__main__":

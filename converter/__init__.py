@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .analysis import (
+        BLENDS,
         Accuracy,
         Calibration,
         Layer,
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
         sensitivities,
         survey,
     )
-    from .conversion import convert, fold_batch_norms, fuse, plan_of
+    from .conversion import choose_plan, convert, fold_batch_norms, fuse, plan_of
     from .errors import (
         BudgetError,
         CheckpointError,
@@ -54,6 +55,7 @@ if TYPE_CHECKING:
     from .training import FinetuneConfig, OptimizerKind, RankPenalty, Step, finetune, input_moments
 
 __all__ = [
+    "BLENDS",
     "Accuracy",
     "Budget",
     "BudgetError",
@@ -93,6 +95,7 @@ __all__ = [
     "break_even_rank",
     "calibrate",
     "chains_to_time",
+    "choose_plan",
     "convert",
     "decompose",
     "evaluate",
@@ -114,6 +117,7 @@ __all__ = [
 
 _HOMES = {
     "analysis": (
+        "BLENDS",
         "Accuracy",
         "Calibration",
         "Layer",
@@ -127,6 +131,7 @@ _HOMES = {
         "survey",
     ),
     "conversion": (
+        "choose_plan",
         "convert",
         "fold_batch_norms",
         "fuse",

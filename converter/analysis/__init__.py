@@ -6,10 +6,11 @@ Changes nothing.
 
 from .accuracy import Accuracy, evaluate
 from .calibration import Calibration, calibrate
-from .sensitivity import Losses, Sensitivity, foretell, sensitivities
+from .sensitivity import BLENDS, Losses, Sensitivity, foretell, sensitivities
 from .surveying import Layer, Survey, survey
 
 __all__ = [
+    "BLENDS",
     "Accuracy",
     "Calibration",
     "Layer",

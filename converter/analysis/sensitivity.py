@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ..errors import ModelError
 from ..lowrank.costs import break_even_rank
 from ..lowrank.decomposition import best_pair
 from ..lowrank.forms import Form, forms_for, matricise, matrix_size, rebuild
@@ -49,6 +50,7 @@ _Curve = list[tuple[float, float]]
 class Sensitivity(str, Enum):
     """What a plan takes as the loss of a layer at a rank."""
 
+    BEST = "best"
     ENERGY = "energy"
     KL = "kl"
     MIXED = "mixed"
@@ -70,12 +72,18 @@ class Losses:
     nats: Energies
 
     def distortions(self, kind: Sensitivity) -> Energies:
-        """What a budget's plan shall minimise the sum of."""
-        if kind is Sensitivity.ENERGY:
-            return self.errors
-        if kind is Sensitivity.KL:
-            return self.nats
-        return {key: (nats * self.errors[key]).sqrt() for key, nats in self.nats.items()}
+        """What a budget's plan shall minimise the sum of; `best` has several, see `BLENDS`."""
+        if kind is Sensitivity.BEST:
+            raise ModelError("the best of several sensitivities needs trials; blend these losses by each of BLENDS")
+        return self.blend({Sensitivity.ENERGY: 0.0, Sensitivity.MIXED: 0.5, Sensitivity.KL: 1.0}[kind])
+
+    def blend(self, weight: float) -> Energies:
+        """The geometric mean of nats and errors: nats alone at weight 1, errors alone at 0."""
+        return {key: nats**weight * self.errors[key] ** (1 - weight) for key, nats in self.nats.items()}
+
+
+BLENDS = (1.0, 0.75, 0.5)
+"""Weights of nats that are worth a trial: networks differ in which plan holds."""
 
 
 def sensitivities(
@@ -131,7 +139,8 @@ def foretell(
                 key = (layer.name, form)
                 lost = relative[key].double().numpy()
                 nats, gone = (torch.from_numpy(_read(curve, lost)) for curve in curves.get(key, ([], [])))
-                errors[key], costs[key] = gone, nats
+                gone[0] = 1.0
+                errors[key], costs[key] = gone.clamp_max(1.0), nats
             if on_layer is not None:
                 on_layer(layer.name)
     return Losses(errors, costs)

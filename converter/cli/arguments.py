@@ -30,6 +30,7 @@ class FormName(str, Enum):
 class SensitivityName(str, Enum):
     """What a plan takes as a layer's loss."""
 
+    BEST = "best"
     ENERGY = "energy"
     KL = "kl"
     MIXED = "mixed"
@@ -189,7 +190,7 @@ SensitivityKind = Annotated[
     Option(
         "--sensitivity",
         rich_help_panel=_RANKS,
-        help="What a layer's loss is, with calibration: of its output (energy), of the answers (kl), or both.",
+        help="A layer's loss, with calibration: of its output (energy), of the answers (kl), of both, or by trial (best).",
     ),
 ]
 CalibrationImages = Annotated[

@@ -22,7 +22,7 @@ def compress(
     keep: given.Keep = None,
     rank_multiple: given.RankMultiple = 8,
     calibration_images: given.CalibrationImages = 2000,
-    sensitivity: given.SensitivityKind = given.SensitivityName.MIXED,
+    sensitivity: given.SensitivityKind = given.SensitivityName.BEST,
     lr: given.LearningRate = 0.005,
     distill: given.Distill = 0.7,
     mixed_precision: given.MixedPrecision = given.PrecisionName.NO,

@@ -46,7 +46,7 @@ def compress(
     keep: Sequence[str] = (),
     rank_multiple: int = DEFAULT_RANK_MULTIPLE,
     calibration_images: int = CALIBRATION_IMAGES,
-    sensitivity: str = Sensitivity.MIXED.value,
+    sensitivity: str = Sensitivity.BEST.value,
     batch_size: int = 128,
     learning_rate: float = 0.005,
     distill: float = 0.7,
@@ -79,7 +79,7 @@ def compress(
         keep: name patterns of layers that stay dense.
         rank_multiple: ranks are multiples of this.
         calibration_images: training images to plan and to fit the factors on; 0 fits them to the weights alone.
-        sensitivity: energy, kl or mixed; what the plan takes as a layer's loss.
+        sensitivity: best, energy, kl or mixed; what the plan takes as a layer's loss.
         batch_size: images in a batch.
         learning_rate, distill, mixed_precision: as in `FinetuneConfig`; the dense network is the teacher.
         augment: none, crop or crop-flip; None for what suits the data.

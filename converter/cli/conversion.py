@@ -11,9 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from ...files import check_input, reading
-from ..analysis.calibration import Calibration, calibrate
-from ..analysis.sensitivity import Sensitivity, foretell
+from ..analysis.calibration import Calibration, Energies, calibrate
+from ..analysis.sensitivity import BLENDS, Sensitivity, foretell
 from ..analysis.surveying import Survey, survey
+from ..conversion.choosing import choose_plan
 from ..conversion.converting import convert
 from ..errors import PlanError
 from ..lowrank.forms import Form
@@ -61,7 +62,7 @@ def factorise(
     spare_ranks: bool = False,
     calibrate_on: Loader | None = None,
     calibration_images: int = CALIBRATION_IMAGES,
-    sensitivity: Sensitivity = Sensitivity.MIXED,
+    sensitivity: Sensitivity = Sensitivity.BEST,
     threads: int = 1,
     device: torch.device | None = None,
 ) -> Conversion:
@@ -105,7 +106,7 @@ def plan_network(
     rank_multiple: int = DEFAULT_RANK_MULTIPLE,
     calibrate_on: Loader | None = None,
     calibration_images: int = CALIBRATION_IMAGES,
-    sensitivity: Sensitivity = Sensitivity.MIXED,
+    sensitivity: Sensitivity = Sensitivity.BEST,
     threads: int = 1,
     device: torch.device | None = None,
 ) -> Planned:
@@ -144,24 +145,28 @@ def plan_network(
         _check_plan(plan, layers)
     else:
         energies = None if calibration is None else calibration.energies
-        distortions = times = None
+        blends: list[Energies | None] = [None]
+        times = None
         if isinstance(wanted, LatencyBudget):
             times = time_layers(network, layers, rank_multiple=rank_multiple, forms=forms, threads=threads)
             model = network.model.to(device)
         if calibration is not None and isinstance(wanted, (MacBudget, ParamBudget, LatencyBudget)):
             losses = foretell(model, layers, calibration)
-            energies, distortions = losses.errors, losses.distortions(sensitivity)
-        replan = partial(
+            energies = losses.errors
+            best = sensitivity is Sensitivity.BEST
+            blends = [losses.blend(w) for w in BLENDS] if best else [losses.distortions(sensitivity)]
+        to_plan = partial(
             plan_ranks,
             layers,
             forms=forms or tuple(Form),
             keep=keep,
             rank_multiple=rank_multiple,
             energies=energies,
-            distortions=distortions,
             times=times,
         )
-        plan = replan(wanted)
+        plans = [to_plan(wanted, distortions=blend) for blend in blends]
+        chosen = 0 if calibration is None else choose_plan(model, plans, calibration)
+        plan, replan = plans[chosen], partial(to_plan, distortions=blends[chosen])
     network.model.cpu()
     return Planned(plan, calibration, held if held is not None and len(held) else None, replan)
 

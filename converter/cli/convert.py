@@ -71,7 +71,7 @@ def convert(
     rank_multiple: int = DEFAULT_RANK_MULTIPLE,
     calibrate: str | None = None,
     calibration_images: int = CALIBRATION_IMAGES,
-    sensitivity: str = Sensitivity.MIXED.value,
+    sensitivity: str = Sensitivity.BEST.value,
     threads: int = 1,
     save_plan: Path | str | None = None,
     classes: int | None = None,
@@ -100,7 +100,7 @@ def convert(
         rank_multiple: ranks are multiples of this under a budget.
         calibrate: images to plan and to fit the factors on, as `dprp.models.load_data` takes them.
         calibration_images: how many of these at most.
-        sensitivity: energy, kl or mixed; what a budget's plan takes as a layer's loss, where there are images.
+        sensitivity: best, energy, kl or mixed; what a budget's plan takes as a layer's loss, where there are images.
         threads: of ONNX Runtime, where a budget is on latency.
         save_plan: file for the plan.
         classes, input_shape, mean, std: None for the architecture's own.

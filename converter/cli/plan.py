@@ -66,7 +66,7 @@ def plan(
     rank_multiple: int = DEFAULT_RANK_MULTIPLE,
     calibrate: str | None = None,
     calibration_images: int = CALIBRATION_IMAGES,
-    sensitivity: str = Sensitivity.MIXED.value,
+    sensitivity: str = Sensitivity.BEST.value,
     threads: int = 1,
     classes: int | None = None,
     input_shape: tuple[int, int, int] | None = None,

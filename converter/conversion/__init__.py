@@ -5,11 +5,13 @@ All of it or nothing.
 """
 
 from .attached import plan_of
+from .choosing import choose_plan
 from .converting import convert
 from .fold import fold_batch_norms
 from .fusion import fuse
 
 __all__ = [
+    "choose_plan",
     "convert",
     "fold_batch_norms",
     "fuse",
