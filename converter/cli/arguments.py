@@ -190,7 +190,7 @@ SensitivityKind = Annotated[
     Option(
         "--sensitivity",
         rich_help_panel=_RANKS,
-        help="A layer's loss, with calibration: of its output (energy), of the answers (kl), of both, or by trial (best).",
+        help="A layer's loss, with calibration: of its output (energy), of the answers (kl), both; best tries.",
     ),
 ]
 CalibrationImages = Annotated[
