@@ -23,7 +23,7 @@ if TYPE_CHECKING:
         sensitivities,
         survey,
     )
-    from .conversion import choose_plan, convert, fold_batch_norms, fuse, plan_of
+    from .conversion import Polish, PolishConfig, choose_plan, convert, fold_batch_norms, fuse, plan_of, polish
     from .errors import (
         BudgetError,
         CheckpointError,
@@ -84,6 +84,8 @@ __all__ = [
     "ParamBudget",
     "Plan",
     "PlanError",
+    "Polish",
+    "PolishConfig",
     "RankPenalty",
     "RankRatio",
     "Sensitivity",
@@ -110,6 +112,7 @@ __all__ = [
     "parse_budget",
     "plan_of",
     "plan_ranks",
+    "polish",
     "save_compressed",
     "sensitivities",
     "survey",
@@ -131,11 +134,14 @@ _HOMES = {
         "survey",
     ),
     "conversion": (
+        "Polish",
+        "PolishConfig",
         "choose_plan",
         "convert",
         "fold_batch_norms",
         "fuse",
         "plan_of",
+        "polish",
     ),
     "errors": (
         "BudgetError",

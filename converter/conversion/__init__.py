@@ -9,11 +9,15 @@ from .choosing import choose_plan
 from .converting import convert
 from .fold import fold_batch_norms
 from .fusion import fuse
+from .polishing import Polish, PolishConfig, polish
 
 __all__ = [
+    "Polish",
+    "PolishConfig",
     "choose_plan",
     "convert",
     "fold_batch_norms",
     "fuse",
     "plan_of",
+    "polish",
 ]

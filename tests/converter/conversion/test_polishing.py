@@ -1,0 +1,125 @@
+"""Polishing brings a converted network nearer to the dense one, and never farther from it."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from dprp.converter import (
+    FixedRank,
+    ModelError,
+    PolishConfig,
+    TrainingError,
+    calibrate,
+    convert,
+    plan_ranks,
+    polish,
+    survey,
+)
+from dprp.converter.conversion import polishing as polishing_module
+
+QUICK = PolishConfig(steps=30, batch=20)
+
+
+def _images() -> Tensor:
+    return torch.randn(60, 3, 16, 16, generator=torch.Generator().manual_seed(1)).cumsum(-1) / 3
+
+
+def _converted(dense: nn.Module) -> nn.Module:
+    layers = survey(dense, _images()[:1])
+    plan = plan_ranks(layers, FixedRank(4))
+    assert len(plan.factored) >= 3
+    return convert(dense, plan, calibration=calibrate(dense, layers, _images()))
+
+
+def test_the_network_comes_nearer_and_the_dense_one_stays(residual: nn.Module) -> None:
+    model = _converted(residual)
+    before = copy.deepcopy(residual.state_dict())
+    statistics = {name: value.clone() for name, value in model.named_buffers()}
+    model.s_frozen = nn.Parameter(torch.zeros(1), requires_grad=False)
+    found = polish(model, residual, _images(), QUICK)
+    assert found.after < found.before
+    assert found.kept > 0
+    assert all(torch.equal(before[name], value) for name, value in residual.state_dict().items())
+    assert all(torch.equal(statistics[name], value) for name, value in model.named_buffers())
+    assert not model.s_frozen.requires_grad
+    assert not any(module._forward_hooks for module in (*model.modules(), *residual.modules()))
+    assert all(parameter.grad is None for parameter in residual.parameters())
+    assert "times nearer" in str(found)
+
+
+def test_the_same_seed_gives_the_same_network(residual: nn.Module) -> None:
+    start = _converted(residual)
+    ends = [copy.deepcopy(start) for _ in range(3)]
+    for end, seed in zip(ends, (0, 0, 1), strict=True):
+        polish(end, residual, _images(), PolishConfig(steps=10, batch=20, seed=seed))
+    first, same, other = (torch.cat([p.detach().flatten() for p in end.parameters()]) for end in ends)
+    assert torch.equal(first, same)
+    assert not torch.equal(first, other)
+
+
+def test_what_goes_wrong_leaves_the_network_as_it_came(residual: nn.Module) -> None:
+    model = _converted(residual)
+    before = copy.deepcopy(model.state_dict())
+    found = polish(model, residual, _images(), PolishConfig(steps=10, batch=20, rate=0.99))
+    assert found.after <= found.before
+    if not found.kept:
+        assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+        assert "no better" in str(found)
+
+    def stop(step: int, _loss: float) -> None:
+        if step == 2:
+            raise KeyboardInterrupt
+
+    model = _converted(residual)
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises(KeyboardInterrupt):
+        polish(model, residual, _images(), QUICK, on_step=stop)
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+
+
+def test_few_images_at_a_time_give_the_same_gradients(residual: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
+    start = _converted(residual).double()
+    dense = copy.deepcopy(residual).double()
+    ends = []
+    for memory in (2**32, 1):
+        monkeypatch.setattr(polishing_module, "ACTIVATION_BYTES", memory)
+        end = copy.deepcopy(start)
+        polish(end, dense, _images().double(), PolishConfig(steps=1, batch=8, augment=False))
+        ends.append(torch.cat([p.detach().flatten() for p in end.parameters()]))
+    # Variances are those of the images together or one by one, so the weights of the terms differ a little.
+    torch.testing.assert_close(ends[0], ends[1], rtol=0.2, atol=0.02)
+
+
+@pytest.mark.parametrize("wrap", [lambda y: {"out": y, "n": 3}, lambda y: (y, y.mean()), lambda y: [y]])
+def test_answers_of_several_parts(residual: nn.Module, wrap: Callable[[Tensor], Any]) -> None:
+    class Wrapped(nn.Module):
+        def __init__(self, inner: nn.Module) -> None:
+            super().__init__()
+            self.inner = inner
+
+        def forward(self, x: Tensor) -> Any:
+            return wrap(self.inner(x.mul_(1.0)))  # writes to its input
+
+    dense = Wrapped(residual).eval()
+    images = _images()
+    before = images.clone()
+    found = polish(_converted(dense), dense, images, PolishConfig(steps=5))
+    assert found.after <= found.before
+    assert torch.equal(images, before)
+
+
+def test_mistakes_are_one_sentence(residual: nn.Module) -> None:
+    with pytest.raises(ModelError, match="has no low-rank layer that runs; convert it first"):
+        polish(residual, residual, _images())
+    with pytest.raises(ModelError, match="1 image is too few to polish on; give at least 2"):
+        polish(_converted(residual), residual, _images()[:1])
+    with pytest.raises(TrainingError, match="polish steps 0 is below 1"):
+        PolishConfig(steps=0)
+    with pytest.raises(TrainingError, match=r"polish rate nan is not in \(0, 1\)"):
+        PolishConfig(rate=float("nan"))
