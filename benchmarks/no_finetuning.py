@@ -19,6 +19,7 @@ import torch
 from dprp.converter import (
     BLENDS,
     MacBudget,
+    PolishConfig,
     Sensitivity,
     Unit,
     calibrate,
@@ -27,6 +28,7 @@ from dprp.converter import (
     evaluate,
     foretell,
     plan_ranks,
+    polish,
     survey,
 )
 from dprp.models import Augment, build, info, load_data, load_weights, loader, preprocess_for
@@ -42,6 +44,8 @@ def main() -> None:
     parser.add_argument("--rank-multiple", type=int, default=8)
     parser.add_argument("--sensitivity", type=Sensitivity, choices=list(Sensitivity), default=Sensitivity.BEST)
     parser.add_argument("--sample", type=int, help="seed of the choice of calibration images; the first ones without")
+    parser.add_argument("--polish", type=int, help="steps of polishing after conversion")
+    parser.add_argument("--rate", type=float, default=PolishConfig().rate, help="of polishing")
     parser.add_argument("--plain", action="store_true", help="score plain SVD, too")
     arguments = parser.parse_args()
     model = build(arguments.model)
@@ -72,6 +76,16 @@ def main() -> None:
         converted = convert(model, plan, calibration=calibration)
         seconds = time.perf_counter() - start
         line = f"{budget:5.2f} of MACs ({plan.fraction(Unit.MACS):.4f}): {evaluate(converted, test).top1:6.2f} %"
+        if arguments.polish:
+            start = time.perf_counter()
+            found = polish(
+                converted,
+                model,
+                calibration.images,
+                PolishConfig(steps=arguments.polish, rate=arguments.rate),
+            )
+            took = time.perf_counter() - start
+            line += f"  polished {evaluate(converted, test).top1:6.2f} % (step {found.kept}, {took:.1f} s)"
         if arguments.plain:
             plain = plan_ranks(layers, MacBudget(budget), rank_multiple=arguments.rank_multiple)
             line += f"  plain SVD {evaluate(convert(model, plain), test).top1:6.2f} %"

@@ -7,11 +7,11 @@ from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from ..analysis.divergence import answers, divergence_between
 from ..analysis.probe import evaluating
-from ..analysis.running import log_probabilities, run
+from ..analysis.running import run
 
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
@@ -37,8 +37,12 @@ def reestimate(model: nn.Module, dense: nn.Module, images: Tensor, *, batch: int
     if not saved or len(seen) < 2:
         return False
     norms = [norm for norm, _ in saved]
-    wanted = _answers(dense, held_out, batch)
-    before = _divergence(model, wanted, held_out, batch)
+    wanted = answers(dense, held_out, batch=batch)
+
+    def apart() -> float:
+        return divergence_between(answers(model, held_out, batch=batch), wanted, len(held_out))
+
+    before = apart()
     momenta = [norm.momentum for norm in norms]
     kept = False
     try:
@@ -50,7 +54,7 @@ def reestimate(model: nn.Module, dense: nn.Module, images: Tensor, *, batch: int
             for part in torch.split(seen, batch):
                 if len(part) > 1:
                     run(model, part)
-        kept = _divergence(model, wanted, held_out, batch) < before
+        kept = apart() < before
     finally:
         for (norm, state), momentum in zip(saved, momenta, strict=True):
             norm.momentum = momentum
@@ -76,27 +80,3 @@ def shift_norms(model: nn.Module, shifts: Mapping[str, Tensor]) -> None:
         assert isinstance(norm, _NORMS)
         assert norm.running_mean is not None
         norm.running_mean.sub_(shift.to(norm.running_mean))
-
-
-@torch.no_grad()
-def divergence(model: nn.Module, dense: nn.Module, images: Tensor, *, batch: int = 50) -> float:
-    """Mean Kullback-Leibler divergence of the outputs from the dense network's, in nats an image.
-
-    Args:
-        model, dense: give (N, classes), or several outputs of which the first is that.
-        images: (N, ...).
-        batch: images a forward pass.
-    """
-    return _divergence(model, _answers(dense, images, batch), images, batch)
-
-
-def _answers(model: nn.Module, images: Tensor, batch: int) -> list[Tensor]:
-    """Log-probabilities of each batch."""
-    with evaluating(model):
-        return [log_probabilities(run(model, part)) for part in torch.split(images, batch)]
-
-
-def _divergence(model: nn.Module, wanted: list[Tensor], images: Tensor, batch: int) -> float:
-    pairs = zip(_answers(model, images, batch), wanted, strict=True)
-    total = sum(float(F.kl_div(ours, theirs, log_target=True, reduction="sum")) for ours, theirs in pairs)
-    return total / max(1, len(images))

@@ -98,9 +98,6 @@ def _folded(layer: nn.Conv2d | nn.Linear, norm: nn.BatchNorm1d | nn.BatchNorm2d)
     return folded
 
 
-# Proving
-
-
 def _proved(model: nn.Module, pairs: list[Pair], inputs: Sequence[Tensor]) -> list[Pair]:
     """The pairs that can be folded without changing the outputs."""
     trial = Trial(model, inputs)

@@ -117,28 +117,24 @@ def polish(
     seen = torch.cat([images[start::5] for start in range(1, 5)])
     batch_size = min(len(seen), config.batch or _batch(images))
     pair = _Pair(model, dense, places, _micro_batch(model, images, batch_size))
-    wanting = {parameter: parameter.requires_grad for parameter in model.parameters()}
-    groups = []
-    for parameter in wanting:
-        parameter.requires_grad_(parameter.is_floating_point())
-        if parameter.requires_grad and parameter.numel():
-            size = float(parameter.detach().float().square().mean().sqrt())
-            groups.append({"params": [parameter], "lr": config.rate * max(size, _SMALLEST)})
-    optimizer = torch.optim.Adam(groups)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _share(step, config.steps))
-    generator = torch.Generator().manual_seed(config.seed)
     best = before = pair.distance(held_out)
     kept, state = 0, copy.deepcopy(model.state_dict())
     every = max(1, config.steps // _CHECKS)
+    wanting = {parameter: parameter.requires_grad for parameter in model.parameters()}
+    optimizer = _optimizer(list(wanting), config.rate)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _share(step, config.steps))
+    generator = torch.Generator().manual_seed(config.seed)
+    step = 0
     try:
         with evaluating(model), evaluating(dense):
-            for step, batch in enumerate(_batches(seen, batch_size, config, generator), start=1):
+            for batch in _batches(seen, batch_size, config, generator):
                 optimizer.zero_grad()
                 loss = pair.backward(batch)
                 if not math.isfinite(loss):
                     break
                 optimizer.step()
                 schedule.step()
+                step += 1
                 if on_step is not None:
                     on_step(step, loss)
                 if step % every == 0 or step == config.steps:
@@ -150,7 +146,18 @@ def polish(
         optimizer.zero_grad()
         for parameter, wanted in wanting.items():
             parameter.requires_grad_(wanted)
-    return Polish(before, best, config.steps, kept)
+    return Polish(before, best, step, kept)
+
+
+def _optimizer(parameters: list[nn.Parameter], rate: float) -> torch.optim.Optimizer:
+    """Adam whose steps are relative to the size of each tensor; all that can be trained is."""
+    groups = []
+    for parameter in parameters:
+        parameter.requires_grad_(parameter.is_floating_point())
+        if parameter.requires_grad and parameter.numel():
+            size = float(parameter.detach().float().square().mean().sqrt())
+            groups.append({"params": [parameter], "lr": rate * max(size, _SMALLEST)})
+    return torch.optim.Adam(groups)
 
 
 def _share(step: int, steps: int) -> float:

@@ -54,20 +54,7 @@ def decompose(matrix: Tensor, rank: int, second_moment: Tensor | None = None) ->
         raise LayerError(
             f"rank {rank} is not in 1..{min(rows, columns)} (matrix {rows} x {columns}); choose another rank"
         )
-    exact = matrix.detach().to(torch.float64)
-    moment = None if second_moment is None else second_moment.to(exact)
-    if rows <= columns:
-        # M L = U S V^T has the left basis of M C M^T, and M_r = U_r U_r^T M needs neither L nor its inverse.
-        basis = _leading(_gram(exact, moment), rank)
-        factors = true_svd(basis, basis.mT @ exact)
-    else:
-        root = None if moment is None else torch.linalg.cholesky(moment)
-        whitened = exact if root is None else exact @ root
-        basis = _leading(whitened.mT @ whitened, rank)
-        right = basis.mT
-        if root is not None:
-            right = torch.linalg.solve_triangular(root, right, upper=False, left=False)
-        factors = true_svd(whitened @ basis, right)
+    factors = true_svd(*best_pair(matrix, rank, second_moment))
     return Factors(*(part.to(matrix.dtype) for part in factors))
 
 
@@ -81,6 +68,7 @@ def best_pair(matrix: Tensor, rank: int, second_moment: Tensor | None = None) ->
     exact = matrix.detach().to(torch.float64)
     moment = None if second_moment is None else second_moment.to(exact)
     if exact.shape[-2] <= exact.shape[-1]:
+        # M L = U S V^T has the left basis of M C M^T, and M_r = U_r U_r^T M needs neither L nor its inverse.
         left = _leading(_gram(exact, moment), rank)
         return left, left.mT @ exact
     root = None if moment is None else torch.linalg.cholesky(moment)

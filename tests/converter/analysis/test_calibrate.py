@@ -29,8 +29,9 @@ from dprp.converter import (
 )
 from dprp.converter.analysis import memory as memory_module
 from dprp.converter.analysis.batch_axis import batch_axes
+from dprp.converter.analysis.divergence import divergence
 from dprp.converter.conversion.attached import low_rank_layers
-from dprp.converter.conversion.batchnorm import divergence, reestimate
+from dprp.converter.conversion.batchnorm import reestimate
 
 EXAMPLE = torch.zeros(1, 3, 16, 16)
 

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from dprp.converter import MacBudget, Sensitivity, calibrate, convert, evaluate, plan_ranks, sensitivities, survey
+from dprp.converter.analysis.divergence import divergence
 from dprp.converter.analysis.sensitivity import _read
-from dprp.converter.conversion.batchnorm import divergence
 from dprp.converter.lowrank.forms import Form
 
 
