@@ -1,7 +1,8 @@
-"""How often two networks give the same answer: what can be said without a label."""
+"""How often two networks give the same answer, and how far apart they are: what can be said without a label."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,8 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from .accuracy import device_of
+from .divergence import divergence_between
 from .probe import evaluating
-from .running import run, scores_in
+from .running import log_probabilities, run
 
 
 @dataclass(frozen=True)
@@ -20,17 +22,20 @@ class Agreement:
     Attributes:
         part: of the answers, 0..1.
         images: on how many images.
+        nats: mean Kullback-Leibler divergence of an image's answers from the dense network's.
     """
 
     part: float
     images: int
+    nats: float
 
     def __str__(self) -> str:
         return f"{100 * self.part:.1f} % of {self.images:,} images"
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
-        return {"part": self.part, "images": self.images}
+        nats = self.nats if math.isfinite(self.nats) else None  # JSON has no infinity
+        return {"part": self.part, "images": self.images, "nats": nats}
 
 
 @torch.no_grad()
@@ -47,14 +52,15 @@ def agreement(model: nn.Module, dense: nn.Module, images: Tensor, *, batch: int 
         ModelError: a network cannot take the images.
     """
     same = answers = 0
+    nats = 0.0
     with evaluating(model), evaluating(dense):
         for part in torch.split(images, batch):
-            ours, theirs = (_top(network, part) for network in (model, dense))
-            same += int((ours == theirs).sum())
-            answers += ours.numel()
-    return Agreement(same / max(1, answers), len(images))
+            ours, theirs = (_answers(network, part) for network in (model, dense))
+            same += int((ours.argmax(-1) == theirs.argmax(-1)).sum())
+            answers += ours[..., 0].numel()
+            nats += divergence_between([ours], [theirs], 1)
+    return Agreement(same / max(1, answers), len(images), nats / max(1, len(images)))
 
 
-def _top(model: nn.Module, images: Tensor) -> Tensor:
-    scores = scores_in(run(model, images.to(device_of(model))))
-    return scores.argmax(1 if scores.dim() == 4 else -1).cpu()
+def _answers(model: nn.Module, images: Tensor) -> Tensor:
+    return log_probabilities(run(model, images.to(device_of(model)))).cpu()

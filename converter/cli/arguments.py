@@ -196,6 +196,15 @@ SensitivityKind = Annotated[
 CalibrationImages = Annotated[
     int, Option(min=0, rich_help_panel=_RANKS, help="Training images to calibrate on at most; 0 for none.")
 ]
+Polish = Annotated[
+    int,
+    Option(
+        metavar="STEPS",
+        min=0,
+        rich_help_panel=_TRAINING,
+        help="Train without labels on the calibration images; 0 for none.",
+    ),
+]
 
 Epochs = Annotated[
     int, Option(show_default=False, rich_help_panel=_TRAINING, help="Passes over the training images.")

@@ -11,11 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from ...files import check_input, reading
+from ..analysis.agreement import agreement
 from ..analysis.calibration import Calibration, Energies, calibrate
 from ..analysis.sensitivity import BLENDS, Sensitivity, foretell
 from ..analysis.surveying import Survey, survey
 from ..conversion.choosing import choose_plan
 from ..conversion.converting import convert
+from ..conversion.polishing import PolishConfig, polish, usual_steps
 from ..errors import PlanError
 from ..lowrank.forms import Form
 from ..planning.plan import Plan
@@ -25,8 +27,9 @@ from .data import Loader, split_calibration
 from .errors import CliError
 from .network import Network
 from .planned import Planned
+from .polish_bar import polish_bar
 from .times import time_layers
-from .verdict import Verdict, judge
+from .verdict import Polished, Verdict, judge
 
 CALIBRATION_IMAGES = 2000
 _LARGEST_PLAN = 64 * 2**20
@@ -63,8 +66,11 @@ def factorise(
     calibrate_on: Loader | None = None,
     calibration_images: int = CALIBRATION_IMAGES,
     sensitivity: Sensitivity = Sensitivity.BEST,
+    polish_steps: int | None = None,
     threads: int = 1,
+    seed: int = 0,
     device: torch.device | None = None,
+    progress: bool = True,
 ) -> Conversion:
     """Plans a network's ranks, or takes them as planned, and converts a copy of it.
 
@@ -72,11 +78,18 @@ def factorise(
         network, wanted, forms, keep, rank_multiple, calibrate_on, calibration_images, sensitivity, threads,
             device: as for `plan_network`.
         spare_ranks: convert above the planned ranks, so that fine-tuning can choose which to drop.
+        polish_steps: of training without labels on the calibration images; 0 for none, None for as many as suit.
+        seed: of these steps.
+        progress: show a bar.
 
     Raises:
         CliError: the network is compressed already, or options that do not go together.
         ConverterError: the network cannot be planned or converted so.
     """
+    if polish_steps is not None and polish_steps < 0:
+        raise CliError(f"polish steps {polish_steps} is below 0; give 0 to leave the closed form, or about 300")
+    if polish_steps and calibrate_on is None:
+        raise CliError(f"--polish {polish_steps} needs images; give it calibration images, or leave it out")
     planned = plan_network(
         network,
         wanted,
@@ -92,9 +105,25 @@ def factorise(
     start = headroom(planned.plan, rank_multiple=rank_multiple) if spare_ranks else planned.plan
     dense = network.model.to(device)
     converted = convert(dense, start, calibration=planned.calibration)
-    verdict = None if spare_ranks else judge(dense, converted, planned, wanted)  # those go on to be trained
+    polished = _polished(converted, dense, planned, polish_steps, seed, progress=progress)
+    verdict = None if spare_ranks else judge(dense, converted, planned, wanted, polished)  # those go on to be trained
     network.model.cpu()
     return Conversion(planned.plan, converted.cpu(), planned.calibration, planned.held_out, verdict)
+
+
+def _polished(
+    converted: nn.Module, dense: nn.Module, planned: Planned, steps: int | None, seed: int, *, progress: bool
+) -> Polished | None:
+    """Polishes in place, where there is something to polish and to polish on."""
+    if steps == 0 or planned.calibration is None or planned.held_out is None or not planned.plan.factored:
+        return None
+    images = planned.calibration.images
+    if len(images) < 2:
+        return None
+    config = PolishConfig(steps=usual_steps(dense, images) if steps is None else steps, seed=seed)
+    start = agreement(converted, dense, planned.held_out)
+    with polish_bar(config.steps, enabled=progress) as show:
+        return Polished(start, polish(converted, dense, images, config, on_step=show))
 
 
 def plan_network(

@@ -72,6 +72,7 @@ def convert(
     calibrate: str | None = None,
     calibration_images: int = CALIBRATION_IMAGES,
     sensitivity: str = Sensitivity.BEST.value,
+    polish: int = 0,
     threads: int = 1,
     save_plan: Path | str | None = None,
     classes: int | None = None,
@@ -101,13 +102,14 @@ def convert(
         calibrate: images to plan and to fit the factors on, as `dprp.models.load_data` takes them.
         calibration_images: how many of these at most.
         sensitivity: best, energy, kl or mixed; what a budget's plan takes as a layer's loss, where there are images.
+        polish: steps of training without labels after conversion, where there are images; 0 for none.
         threads: of ONNX Runtime, where a budget is on latency.
         save_plan: file for the plan.
         classes, input_shape, mean, std: None for the architecture's own.
         random_weights: go on without a checkpoint.
         download: let torchvision fetch its data set.
         force: write over existing files.
-        seed: of random weights.
+        seed: of random weights, the choice of images, and polishing.
         device: auto, cpu or cuda.
 
     Raises:
@@ -138,7 +140,9 @@ def convert(
         calibrate_on=open_calibration(calibrate, network, calibration_images, seed, download=download),
         calibration_images=calibration_images,
         sensitivity=sensitivity_from(sensitivity),
+        polish_steps=polish,
         threads=threads,
+        seed=seed,
         device=where,
     )
     save_compressed(made.model, network.source, target, force=force)

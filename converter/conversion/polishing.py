@@ -2,7 +2,8 @@
 
 Each layer was fitted once, in closed form, behind those before it and blind to those after it. Polishing moves all of
 them together: the loss is how far each replaced layer's output is from the dense network's, over that output's
-variance, and the same of the answers. BatchNorm keeps its statistics.
+variance, and the same of the answers. BatchNorm keeps its statistics. Where steps led away from the dense network, as
+held-out images see it, they are taken back and shorter ones follow.
 
 Source: global AdaPrune (in Frantar and Alistarh 2022, "SPDY") and BRECQ (Li et al. 2021), on low-rank layers.
 """
@@ -12,27 +13,32 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ..analysis.memory import ACTIVATION_BYTES
-from ..analysis.norm_pairs import norm_pairs
 from ..analysis.probe import evaluating
-from ..analysis.running import run, tensors_in
+from ..analysis.surveying import survey
 from ..errors import ModelError, TrainingError
-from ..lowrank.layers import LowRank
+from .matching import Pair
 
 _CHECKS = 10
 """How often the held-out images judge."""
+
+_SLOWER = 0.3
+"""Times the rate, where these images say that steps led away from the dense network."""
 
 _SMALLEST = 1e-2
 """Size that a tensor near zero is taken to have, relative to 1: a bias of zeros must be able to move."""
 
 _WARM_UP = 0.05
+
+_MACS = 1e13
+"""Multiply-adds to spend where nobody says how many steps."""
+
+_FEWEST_STEPS, _MOST_STEPS = 20, 300
 
 
 @dataclass(frozen=True)
@@ -108,45 +114,55 @@ def polish(
         ModelError: nothing to polish, a network cannot take the images, or there are fewer than two.
     """
     config = config or PolishConfig()
-    places = _places(model, dense, images)
-    if not places:
-        raise ModelError("the network has no low-rank layer that runs; convert it first, then polish")
     if len(images) < 2:
         raise ModelError(f"{len(images)} image is too few to polish on; give at least 2")
-    held_out = images[::5]
     seen = torch.cat([images[start::5] for start in range(1, 5)])
     batch_size = min(len(seen), config.batch or _batch(images))
-    pair = _Pair(model, dense, places, _micro_batch(model, images, batch_size))
-    best = before = pair.distance(held_out)
-    kept, state = 0, copy.deepcopy(model.state_dict())
-    every = max(1, config.steps // _CHECKS)
     wanting = {parameter: parameter.requires_grad for parameter in model.parameters()}
-    optimizer = _optimizer(list(wanting), config.rate)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _share(step, config.steps))
     generator = torch.Generator().manual_seed(config.seed)
-    step = 0
-    try:
-        with evaluating(model), evaluating(dense):
+    with evaluating(model), evaluating(dense):
+        pair = Pair(model, dense, images, batch_size)
+        distance = pair.judge(images[::5])
+        best = before = distance()
+        kept, state = 0, copy.deepcopy(model.state_dict())
+        step, rate = 0, config.rate
+        optimizer = _optimizer(list(wanting), rate)
+        every = max(1, config.steps // _CHECKS)
+        try:
             for batch in _batches(seen, batch_size, config, generator):
                 optimizer.zero_grad()
                 loss = pair.backward(batch)
-                if not math.isfinite(loss):
-                    break
+                _paced(optimizer, _share(step, config.steps))
                 optimizer.step()
-                schedule.step()
                 step += 1
                 if on_step is not None:
                     on_step(step, loss)
-                if step % every == 0 or step == config.steps:
-                    found = pair.distance(held_out)
-                    if found < best:
-                        best, kept, state = found, step, copy.deepcopy(model.state_dict())
-    finally:
-        model.load_state_dict(state)
-        optimizer.zero_grad()
-        for parameter, wanted in wanting.items():
-            parameter.requires_grad_(wanted)
+                if step % every and step < config.steps and math.isfinite(loss):
+                    continue
+                found = distance()
+                if found < best:
+                    best, kept, state = found, step, copy.deepcopy(model.state_dict())
+                else:
+                    model.load_state_dict(state)
+                    rate *= _SLOWER
+                    optimizer = _optimizer(list(wanting), rate)
+        finally:
+            model.load_state_dict(state)
+            optimizer.zero_grad()
+            for parameter, wanted in wanting.items():
+                parameter.requires_grad_(wanted)
     return Polish(before, best, step, kept)
+
+
+def usual_steps(dense: nn.Module, images: Tensor) -> int:
+    """Steps that take a minute or two on two cores, and 300 at most.
+
+    Args:
+        dense: the network.
+        images: as for `polish`.
+    """
+    macs = 4 * survey(dense, images[:1]).macs * _batch(images)  # the dense network, and three passes' worth of ours
+    return max(_FEWEST_STEPS, min(_MOST_STEPS, int(_MACS / max(1, macs))))
 
 
 def _optimizer(parameters: list[nn.Parameter], rate: float) -> torch.optim.Optimizer:
@@ -156,8 +172,15 @@ def _optimizer(parameters: list[nn.Parameter], rate: float) -> torch.optim.Optim
         parameter.requires_grad_(parameter.is_floating_point())
         if parameter.requires_grad and parameter.numel():
             size = float(parameter.detach().float().square().mean().sqrt())
-            groups.append({"params": [parameter], "lr": rate * max(size, _SMALLEST)})
+            peak = rate * max(size, _SMALLEST)
+            groups.append({"params": [parameter], "lr": peak, "peak": peak})
     return torch.optim.Adam(groups)
+
+
+def _paced(optimizer: torch.optim.Optimizer, share: float) -> None:
+    """Sets each rate to a share of its peak."""
+    for group in optimizer.param_groups:
+        group["lr"] = share * group["peak"]
 
 
 def _share(step: int, steps: int) -> float:
@@ -195,112 +218,3 @@ def _augmented(images: Tensor, generator: torch.Generator) -> Tensor:
         edge = images.narrow(axis, 0 if shift >= 0 else images.shape[axis] + shift, abs(shift))
         edge.zero_()
     return images
-
-
-def _places(model: nn.Module, dense: nn.Module, images: Tensor) -> list[str]:
-    """Where outputs are compared: at each low-rank layer, or at the norm that takes up its mean."""
-    norms = {pair.layer: pair.norm for pair in norm_pairs(dense, [images[:2]])}
-    layers = [name for name, module in model.named_modules() if isinstance(module, LowRank)]
-    wanted = [norms.get(name, name) for name in layers]
-    ran: set[str] = set()
-    with _watched(model, wanted, lambda name, _: ran.add(name)), evaluating(model), torch.no_grad():
-        run(model, images[:2])
-    return [name for name in wanted if name in ran]
-
-
-@contextmanager
-def _watched(model: nn.Module, names: list[str], look: Callable[[str, Tensor], None]) -> Iterator[None]:
-    def hook(name: str) -> Callable[..., None]:
-        return lambda _module, _inputs, output: look(name, output) if isinstance(output, Tensor) else None
-
-    handles = [model.get_submodule(name).register_forward_hook(hook(name)) for name in names]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def _micro_batch(model: nn.Module, images: Tensor, batch: int) -> int:
-    """Images whose activations, kept for the way back, are in memory together."""
-    taken = 0
-
-    def look(_module: nn.Module, _inputs: Any, output: Any) -> None:
-        nonlocal taken
-        taken += sum(tensor.numel() * tensor.element_size() for tensor in tensors_in(output))
-
-    leaves = [module for module in model.modules() if not list(module.children())]
-    handles = [module.register_forward_hook(look) for module in leaves]
-    try:
-        with evaluating(model), torch.no_grad():
-            run(model, images[:1])
-    finally:
-        for handle in handles:
-            handle.remove()
-    return max(1, min(batch, ACTIVATION_BYTES // (4 * max(1, taken))))
-
-
-class _Pair:
-    """A converted network beside its dense one."""
-
-    def __init__(self, model: nn.Module, dense: nn.Module, places: list[str], micro_batch: int) -> None:
-        self._model = model
-        self._dense = dense
-        self._places = list(dict.fromkeys(places))
-        self._micro_batch = micro_batch
-
-    def backward(self, images: Tensor) -> float:
-        """Gradients of the loss on a batch, some images at a time."""
-        total = 0.0
-        for part in torch.split(images, self._micro_batch):
-            with torch.enable_grad():
-                loss = self._loss(part) * (len(part) / len(images))
-                loss.backward()  # type: ignore[no-untyped-call]
-            total += float(loss.detach())
-        return total
-
-    @torch.no_grad()
-    def distance(self, images: Tensor) -> float:
-        """The loss on images."""
-        with evaluating(self._model), evaluating(self._dense):
-            parts = torch.split(images, self._micro_batch)
-            return sum(float(self._loss(part)) * len(part) for part in parts) / len(images)
-
-    def _loss(self, images: Tensor) -> Tensor:
-        wanted: dict[str, list[Tensor]] = {}
-
-        def keep(name: str, output: Tensor) -> None:
-            wanted.setdefault(name, []).append(output.detach().clone())
-
-        with torch.no_grad(), _watched(self._dense, self._places, keep):
-            answers = _floats(run(self._dense, images.clone()))
-        losses: list[Tensor] = []
-        calls = dict.fromkeys(self._places, 0)
-
-        def compare(name: str, output: Tensor) -> None:
-            there = wanted.get(name, [])
-            if calls[name] < len(there) and there[calls[name]].shape == output.shape:
-                losses.append(_apart(output, there[calls[name]]))
-            calls[name] += 1
-
-        with _watched(self._model, self._places, compare):
-            ours = _floats(run(self._model, images.clone()))
-        inner = torch.stack(losses).mean() if losses else None
-        outer = [
-            _apart(mine, theirs) for mine, theirs in zip(ours, answers, strict=False) if mine.shape == theirs.shape
-        ]
-        last = torch.stack(outer).mean() if outer else None
-        both = [loss for loss in (inner, last) if loss is not None]
-        if not both:
-            raise ModelError("the networks' outputs cannot be compared; polishing needs tensors of one shape in both")
-        return torch.stack(both).sum()
-
-
-def _floats(answer: Any) -> list[Tensor]:
-    return [tensor for tensor in tensors_in(answer) if tensor.is_floating_point()]
-
-
-def _apart(output: Tensor, wanted: Tensor) -> Tensor:
-    """Mean square of the difference, in variances of what is wanted."""
-    wanted = wanted.float()
-    return (output.float() - wanted).square().mean() / wanted.var(correction=0).clamp_min(1e-12)

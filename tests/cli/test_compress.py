@@ -22,7 +22,18 @@ from dprp.export import ExportError, onnx_macs
 from dprp.models import DIGITS_WEIGHTS
 
 FILES = ["compressed.onnx", "compressed.safetensors", "dense.onnx", "plan.json", "summary.json"]
-START = ("compress", "digits_cnn", "--checkpoint", DIGITS_WEIGHTS, "--data", "digits", "--budget", "macs=0.5")
+START = (
+    "compress",
+    "digits_cnn",
+    "--checkpoint",
+    DIGITS_WEIGHTS,
+    "--data",
+    "digits",
+    "--budget",
+    "macs=0.5",
+    "--polish",
+    0,
+)
 
 
 def _names(folder: Path) -> list[str]:

@@ -15,15 +15,19 @@ START = ("digits_cnn", "--checkpoint", str(DIGITS_WEIGHTS), "--calibrate", "digi
 
 @pytest.mark.parametrize("verb", ["plan", "convert"])
 def test_a_budget_that_holds_is_said_to(dprp: Any, tmp_path: Path, verb: str) -> None:
-    run = dprp(verb, *START, "--budget", "macs=0.7", "-o", tmp_path / "a.safetensors", "--json")
+    more = ("--polish", 0) if verb == "convert" else ()
+    run = dprp(verb, *START, "--budget", "macs=0.7", *more, "-o", tmp_path / "a.safetensors", "--json")
     told = run.json()["agreement"]
     assert told["part"] > 0.8
     assert told["images"] == 60  # not the 300 that it was fitted on
+    assert told["nats"] < 0.2
     assert told["advice"] is None
+    assert told["polish"] is None
 
 
 def test_one_that_does_not_is_said_with_one_that_would(dprp: Any, tmp_path: Path) -> None:
-    run = dprp("convert", *START, "--budget", "macs=0.05", "--rank-multiple", "1", "-o", tmp_path / "a.safetensors")
+    closed_form = ("convert", *START, "--rank-multiple", "1", "--polish", "0")
+    run = dprp(*closed_form, "--budget", "macs=0.05", "-o", tmp_path / "a.safetensors")
     assert run.code == 0
     line = next(line for line in run.out.splitlines() if "same answer" in line)
     found = re.fullmatch(
@@ -37,17 +41,7 @@ def test_one_that_does_not_is_said_with_one_that_would(dprp: Any, tmp_path: Path
     if "would hold" in line:
         budget = re.search(r"(macs=0\.\d+) would", line)
         assert budget is not None
-        again = dprp(
-            "convert",
-            *START,
-            "--budget",
-            budget[1],
-            "--rank-multiple",
-            "1",
-            "-o",
-            tmp_path / "b.safetensors",
-            "--json",
-        )
+        again = dprp(*closed_form, "--budget", budget[1], "-o", tmp_path / "b.safetensors", "--json")
         assert again.json()["agreement"]["part"] >= 0.8  # the advice is true
 
 
@@ -58,10 +52,41 @@ def test_without_images_nothing_is_said(dprp: Any, tmp_path: Path) -> None:
 
 def test_compress_says_it_in_its_notes(dprp: Any, tmp_path: Path) -> None:
     start = ("digits_cnn", "--checkpoint", str(DIGITS_WEIGHTS), "--data", "digits", "--calibration-images", "300")
-    for epochs, images in ((0, 60), (1, 128)):
-        folder = tmp_path / str(epochs)
-        run = dprp("compress", *start, "--budget", "macs=0.6", "--epochs", epochs, "-o", folder, "--json")
+    for epochs, steps, images in ((0, 0, 60), (0, 5, 60), (1, 5, 128)):
+        folder = tmp_path / f"{epochs} {steps}"
+        more = ("--budget", "macs=0.6", "--epochs", epochs, "--polish", steps)
+        run = dprp("compress", *start, *more, "-o", folder, "--json")
         (note,) = (note for note in run.json()["notes"] if "same answer" in note)
         assert re.fullmatch(
             rf"the same answer as the dense network on [\d.]+ % of {images} images that it was .*", note
         )
+        assert ("polishing" in note) is (epochs == 0 and steps > 0)
+
+
+def test_polishing_says_what_it_added(dprp: Any, tmp_path: Path) -> None:
+    cut = (
+        "convert",
+        *START,
+        "--budget",
+        "macs=0.05",
+        "--rank-multiple",
+        1,
+        "-o",
+        tmp_path / "a.safetensors",
+        "--force",
+    )
+    told = dprp(*cut, "--polish", 40, "--json").json()["agreement"]
+    done = told["polish"]
+    assert done["steps"] == 40
+    assert done["after"] < done["before"]
+    run = dprp(*cut, "--polish", 40)
+    line = next(line for line in run.out.splitlines() if "same answer" in line)
+    assert f"; {100 * done['start']['part']:.1f} % before polishing ({done['kept']} of 40 steps; " in line
+    assert f"{done['start']['nats']:.3g} nats apart, now {told['nats']:.3g})" in line
+    assert "40/40" in run.err  # the bar
+
+
+def test_polishing_needs_images(dprp: Any, tmp_path: Path) -> None:
+    run = dprp("convert", *START[:3], "--budget", "macs=0.7", "--polish", 5, "-o", tmp_path / "a.safetensors")
+    assert run.code == 2
+    assert "--polish 5 needs images; give it calibration images, or leave it out" in run.err

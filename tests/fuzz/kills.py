@@ -28,8 +28,8 @@ from dprp.models import DIGITS_WEIGHTS
 
 _START = ("digits_cnn", "--checkpoint", str(DIGITS_WEIGHTS), "--budget", "macs=0.5", "--force")
 COMMANDS = {
-    "compress": ("compress", *_START, "--data", "digits", "--epochs", "0", "-o"),
-    "convert": ("convert", *_START, "--calibrate", "digits", "--calibration-images", "200", "-o"),
+    "compress": ("compress", *_START, "--data", "digits", "--epochs", "0", "--polish", "2", "-o"),
+    "convert": ("convert", *_START, "--calibrate", "digits", "--calibration-images", "200", "--polish", "2", "-o"),
 }
 
 

@@ -118,4 +118,8 @@ def test_agreement_counts_equal_answers() -> None:
     found = agreement(First(5), First(0), images)
     assert (found.part, found.images) == (0.75, 20)
     assert str(found) == "75.0 % of 20 images"
-    assert found.to_dict() == {"part": 0.75, "images": 20}
+    assert found.to_dict() == {"part": 0.75, "images": 20, "nats": found.nats}
+    ours, theirs = images[:5].neg().log_softmax(-1), images[:5].log_softmax(-1)
+    assert found.nats == pytest.approx(float((theirs.exp() * (theirs - ours)).sum()) / 20, rel=1e-5)
+    assert agreement(First(0), First(0), images).nats == pytest.approx(0.0, abs=1e-7)
+    assert agreement(First(0), First(0), images * torch.nan).to_dict()["nats"] is None

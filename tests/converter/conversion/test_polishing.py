@@ -21,7 +21,8 @@ from dprp.converter import (
     polish,
     survey,
 )
-from dprp.converter.conversion import polishing as polishing_module
+from dprp.converter.conversion import matching
+from dprp.converter.conversion.polishing import usual_steps
 
 QUICK = PolishConfig(steps=30, batch=20)
 
@@ -88,7 +89,7 @@ def test_few_images_at_a_time_give_the_same_gradients(residual: nn.Module, monke
     dense = copy.deepcopy(residual).double()
     ends = []
     for memory in (2**32, 1):
-        monkeypatch.setattr(polishing_module, "ACTIVATION_BYTES", memory)
+        monkeypatch.setattr(matching, "ACTIVATION_BYTES", memory)
         end = copy.deepcopy(start)
         polish(end, dense, _images().double(), PolishConfig(steps=1, batch=8, augment=False))
         ends.append(torch.cat([p.detach().flatten() for p in end.parameters()]))
@@ -112,6 +113,16 @@ def test_answers_of_several_parts(residual: nn.Module, wrap: Callable[[Tensor], 
     found = polish(_converted(dense), dense, images, PolishConfig(steps=5))
     assert found.after <= found.before
     assert torch.equal(images, before)
+
+
+def test_a_rate_that_is_too_high_is_lowered(residual: nn.Module) -> None:
+    ends = [polish(_converted(residual), residual, _images(), PolishConfig(40, 20, rate)) for rate in (0.9, 0.01)]
+    assert all(found.after < found.before for found in ends)
+
+
+def test_larger_networks_are_polished_in_fewer_steps(residual: nn.Module) -> None:
+    assert usual_steps(residual, _images()) == 300
+    assert usual_steps(residual, torch.zeros(2, 3, 1024, 1024)) < 300
 
 
 def test_mistakes_are_one_sentence(residual: nn.Module) -> None:
