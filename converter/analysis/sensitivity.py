@@ -247,9 +247,7 @@ def _moments(model: nn.Module, layers: list[Layer], images: Tensor) -> dict[tupl
             seen += 1
             for form in _tried(layer):
                 found = pair_moments(given, given, _shape(layer), form)
-                mean = means.get((layer.name, form), found)
-                parts = (old + (new - old) / seen for old, new in zip(mean, found, strict=True))
-                means[layer.name, form] = PairMoments(*parts)
+                means[layer.name, form] = means.get((layer.name, form), found).pooled(found, 1 / seen)
 
         return hook
 

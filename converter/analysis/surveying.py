@@ -37,6 +37,7 @@ class Layer:
         reason: why it stays as it is, or None when it can be factored.
         weight: the tensor itself (not a copy), for planning; None when it cannot be factored.
         aliases: other names of the same module.
+        plain: whether it computes what its shape says, with a weight of its own.
     """
 
     name: str
@@ -47,6 +48,7 @@ class Layer:
     reason: str | None
     weight: Tensor | None = field(default=None, repr=False, compare=False)
     aliases: tuple[str, ...] = ()
+    plain: bool = False
 
     @property
     def forms(self) -> dict[Form, int]:
@@ -158,7 +160,8 @@ def survey(model: nn.Module, example: Tensor) -> Survey:
     for module in found:
         shape = _shape(module, calls.get(module, []))
         sharers = {owner for p in module.parameters(recurse=False) for owner in owners[id(p)]} - {module}
-        reason = _reason(module, shape, sharers, names)
+        obstacle = _obstacle(module, shape, sharers, names)
+        reason = _too_small(shape) if obstacle is None else obstacle
         weight = module.weight if reason is None else None
         layers.append(
             Layer(
@@ -170,6 +173,7 @@ def survey(model: nn.Module, example: Tensor) -> Survey:
                 reason,
                 weight.detach() if isinstance(weight, Tensor) else None,
                 tuple(names[module][1:]),
+                obstacle is None,
             )
         )
     return Survey(
@@ -189,7 +193,7 @@ def _shape(module: nn.Module, calls: list[Call]) -> LayerShape | None:
     return None
 
 
-def _reason(
+def _obstacle(
     module: nn.Module,
     shape: LayerShape | None,
     sharers: set[nn.Module],
@@ -213,9 +217,13 @@ def _reason(
         return "it has hooks that a replacement would lose; remove them first"
     if sharers:
         return f"its weight is tied to {names[next(iter(sharers))][0]}"
-    if not any(break_even_rank(shape, form) for form in forms_for(shape)):
-        return "too small: no rank makes it cheaper"
     return None
+
+
+def _too_small(shape: LayerShape | None) -> str | None:
+    if shape is None or any(break_even_rank(shape, form) for form in forms_for(shape)):
+        return None
+    return "too small: no rank makes it cheaper"
 
 
 def _refuse_wrappers(model: nn.Module) -> None:

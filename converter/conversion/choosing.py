@@ -50,6 +50,6 @@ def choose_plan(model: nn.Module, plans: Sequence[Plan], calibration: Calibratio
     wanted = answers(model, judges, temperature=TEMPERATURE)
     scores = {}
     for place in sorted(different.values()):
-        ours = answers(convert(model, plans[place], calibration=trial), judges, temperature=TEMPERATURE)
+        ours = answers(convert(model, plans[place], calibration=trial, refit=False), judges, temperature=TEMPERATURE)
         scores[place] = divergence_between(ours, wanted, len(judges))
     return min(scores, key=lambda place: scores[place])

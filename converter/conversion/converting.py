@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import copy
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -30,6 +31,7 @@ def convert(
     plan: Plan,
     *,
     calibration: Calibration | None = None,
+    refit: bool = True,
     inplace: bool = False,
     on_layer: Callable[[str], None] | None = None,
 ) -> nn.Module:
@@ -39,8 +41,9 @@ def convert(
         model: the dense network; untouched unless `inplace`.
         plan: forms and ranks by layer name.
         calibration: images to fit the factors on. Layers are then made in the order in which they run, each making
-            up for the errors before it, and BatchNorm statistics are taken anew where that brings the outputs
-            nearer to the dense network's. Without it, factors are the best fit to the weights.
+            up for the errors before it. BatchNorm statistics are taken anew where that brings the outputs nearer to
+            the dense network's. Without it, factors are the best fit to the weights.
+        refit: let layers that stay dense make up for the errors before them, too, by other weights.
         inplace: change `model` itself.
         on_layer: is told the name of each layer when it is made.
 
@@ -53,9 +56,9 @@ def convert(
             replacement. Nothing has been changed then.
     """
     check_fit(model, plan)
-    made = Reconstruction({}, {})
+    made = Reconstruction({}, {}, {})
     if calibration is not None:
-        made = reconstruct(model, plan, calibration.images, ridge=RIDGE, on_layer=on_layer)
+        made = reconstruct(model, plan, calibration.images, ridge=RIDGE, refit=refit, on_layer=on_layer)
     target = model if inplace else copied(model)
     # Statistics are judged by the dense network's answers, which has gone by then where it is changed itself.
     dense = copied(model) if inplace and calibration is not None else model
@@ -75,12 +78,13 @@ def convert(
 
     example = _example(model, plan, calibration)
     expected = None if example is None else _layers_that_run(model, tuple(plan.factored), example)
-    with _all_or_nothing(target):
+    with _all_or_nothing(target, made.refits):
         converted = replace_layers(target, plan, factor)
         if example is not None and expected is not None:
             _check_replacements_run(converted, expected, example)
         if calibration is not None:
             attach_images(converted, calibration.images[:_KEPT_IMAGES].cpu())
+            _refit(converted, made)
             shift_norms(converted, made.shifts)
             reestimate(converted, dense, calibration.images)
     return converted
@@ -128,10 +132,19 @@ def _check_replacements_run(model: nn.Module, expected: set[str], example: Tenso
         )
 
 
+@torch.no_grad()
+def _refit(model: nn.Module, made: Reconstruction) -> None:
+    """Gives layers that stay dense the weights that make up for those before them."""
+    for name, layer in made.refits.items():
+        for mine, fitted in zip(model.get_submodule(name).parameters(), layer.parameters(), strict=True):
+            mine.copy_(fitted)
+
+
 @contextmanager
-def _all_or_nothing(model: nn.Module) -> Iterator[None]:
-    """Puts every module, and every norm's statistics, back where something goes wrong inside."""
+def _all_or_nothing(model: nn.Module, refitted: Iterable[str]) -> Iterator[None]:
+    """Puts every module, every norm's statistics and these layers' weights back where something goes wrong inside."""
     statistics = running_statistics(model)
+    weights = [(layer, copy.deepcopy(layer.state_dict())) for layer in map(model.get_submodule, refitted)]
     children = [(module, dict(module._modules)) for module in model.modules()]
     carried = attachments(model)
     try:
@@ -140,8 +153,8 @@ def _all_or_nothing(model: nn.Module) -> Iterator[None]:
         for module, before in children:
             module._modules.clear()
             module._modules.update(before)
-        for norm, state in statistics:
-            norm.load_state_dict(state)
+        for module, state in (*statistics, *weights):
+            module.load_state_dict(state)
         forget_plan(model)
         vars(model).update(carried)
         raise

@@ -48,6 +48,15 @@ class PairMoments(NamedTuple):
             second=self.second - self.mean_z.unsqueeze(-1) * self.mean_z.unsqueeze(-2),
         )
 
+    def pooled(self, other: PairMoments, part: float) -> PairMoments:
+        """Moments over the samples of both.
+
+        Args:
+            other: of further samples.
+            part: of all samples that are the other's, 0..1.
+        """
+        return PairMoments(*(mine + part * (theirs - mine) for mine, theirs in zip(self, other, strict=True)))
+
     def ridged(self, ridge: float) -> Tensor:
         """The second moment made positive definite: `regularised`, and by what rounding left of the mean."""
         size = (self.second.diagonal(dim1=-2, dim2=-1) + self.mean_z.square()).mean(-1)

@@ -18,13 +18,17 @@ from torch import Tensor
 from .decomposition import Factors, regularised, true_svd
 from .forms import Form, factor_shapes
 from .layers import convolve
-from .moments import LARGEST_MOMENT, moments_of, patches
+from .moments import LARGEST_MOMENT, PairMoments, moments_of, patches
+from .regression import RIDGES, best_ridge
 from .shapes import LayerShape
 
 _CHUNK_BYTES = 64 * 2**20
 
 _TINY = 1e-9
 """Ridge against factors that see the same twice."""
+
+_MOST_NOISE = 1.0
+"""Beyond it the input would count as noise alone."""
 
 
 @torch.no_grad()
@@ -35,9 +39,10 @@ def refit_second(
     form: Form,
     z: Tensor,
     wanted: Tensor,
-    noise: float,
+    power: float,
     *,
     centred: bool,
+    judges: int = 0,
 ) -> Factors:
     """Factors with the same first layer, and the second that is best on data.
 
@@ -48,9 +53,10 @@ def refit_second(
             gain.
         z: (N, inputs, H, W) what the layer will read.
         wanted: (N, outputs, H', W') what it shall give; without the bias, unless centred.
-        noise: power of white noise in the input, on which the dense weight is right: what keeps the fit from
-            following few samples.
+        power: of the input. White noise of a part of it is added, on which the dense weight is right: what keeps the
+            fit from following few samples.
         centred: whether a bias, or a norm behind, takes up the mean.
+        judges: images at the end by which that part is chosen; where there are none it is the smallest.
 
     Returns:
         A true SVD in float64; the factors that came in where the moment would be too large.
@@ -61,24 +67,44 @@ def refit_second(
         return factors
     kernel = factors.v.reshape(first.weight).float()
 
-    def parts() -> Iterator[tuple[Tensor, Tensor]]:
-        images = max(1, _CHUNK_BYTES // (4 * max(1, wanted[:1].numel())))
-        for given, answer in zip(torch.split(z, images), torch.split(wanted, images), strict=True):
-            rows = answer.float().transpose(0, 1).reshape(shape.groups, shape.outputs // shape.groups, -1)
-            start = 0
-            for part in patches(convolve(given.float(), kernel, None, first), second):
-                yield rows[..., start : start + part.shape[-1]], part
-                start += part.shape[-1]
+    def seen(images: slice) -> PairMoments:
+        return moments_of(_parts(z[images], wanted[images], kernel, shape, first, second))
 
-    moments = moments_of(parts())
-    if centred:
-        moments = moments.centred()
+    def centre(moments: PairMoments) -> PairMoments:
+        return moments.centred() if centred else moments
+
     reach = _reach(factors.v, shape, form)
-    inner = moments.second + noise * (reach @ reach.mT)
-    cross = moments.cross + noise * (_windows(weight, shape) @ reach.mT)
-    after = torch.linalg.solve(regularised(inner, _TINY), cross.mT).mT
+    noise_inner, noise_cross = reach @ reach.mT, _windows(weight, shape) @ reach.mT
+
+    def solved(moments: PairMoments, ridge: float) -> Tensor:
+        noise = power * min(ridge, _MOST_NOISE)
+        inner = regularised(moments.second + noise * noise_inner, _TINY)
+        after: Tensor = torch.linalg.solve(inner, (moments.cross + noise * noise_cross).mT).mT
+        return after
+
+    ridge = RIDGES[0]
+    moments = seen(slice(len(z) - judges))
+    if judges:
+        fitted, others = centre(moments), seen(slice(len(z) - judges, None))
+        judged = centre(others)
+        ridge = best_ridge(lambda ridge: solved(fitted, ridge), judged.cross, judged.second)
+        moments = moments.pooled(others, judges / len(z))
+    after = solved(centre(moments), ridge)
     outer = after.reshape(shape.outputs, factors.rank, *second.kernel)
     return true_svd(outer.permute(0, 2, 3, 1).reshape(factors.u.shape), factors.v)  # back from `factor_weights`
+
+
+def _parts(
+    z: Tensor, wanted: Tensor, kernel: Tensor, shape: LayerShape, first: LayerShape, second: LayerShape
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """What is wanted, and what the second factor multiplies, some images at a time."""
+    images = max(1, _CHUNK_BYTES // (4 * max(1, wanted[:1].numel())))
+    for given, answer in zip(torch.split(z, images), torch.split(wanted, images), strict=True):
+        rows = answer.float().transpose(0, 1).reshape(shape.groups, shape.outputs // shape.groups, -1)
+        start = 0
+        for part in patches(convolve(given.float(), kernel, None, first), second):
+            yield rows[..., start : start + part.shape[-1]], part
+            start += part.shape[-1]
 
 
 @torch.no_grad()

@@ -69,17 +69,17 @@ def foretold(model: nn.Module, images: Tensor, held_out: Tensor, ratio: float = 
 def _each_alone() -> Iterator[None]:
     """Layers are fitted as ever, but hand on what the dense layer gives."""
 
-    class Alone(sequential._Twin):
+    class Alone(sequential._Cut):
         def forward(self, input: Tensor) -> Tensor:
             super().forward(input)
             return self.dense(input)  # type: ignore[no-any-return]
 
-    before = sequential._Twin
-    sequential._Twin = Alone  # type: ignore[misc]
+    before = sequential._Cut
+    sequential._Cut = Alone  # type: ignore[misc]
     try:
         yield
     finally:
-        sequential._Twin = before  # type: ignore[misc]
+        sequential._Cut = before  # type: ignore[misc]
 
 
 @torch.no_grad()

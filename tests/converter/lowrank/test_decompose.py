@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
 from dprp.converter import decompose
-from dprp.converter.conversion.sequential import fitted
 from dprp.converter.lowrank.decomposition import (
     Factors,
     best_pair,
@@ -19,6 +20,12 @@ from dprp.converter.lowrank.decomposition import (
     true_svd,
 )
 from dprp.converter.lowrank.moments import PairMoments
+from dprp.converter.lowrank.regression import RIDGES, best_ridge, nearest_map
+
+
+def fitted(matrix: Tensor, rank: int, moments: PairMoments, ridge: float) -> Factors:
+    """The rank-r map from z that comes nearest to M x."""
+    return decompose(nearest_map(matrix, moments, ridge), rank, moments.ridged(ridge))
 
 
 @st.composite
@@ -148,3 +155,37 @@ def test_dead_inputs_and_no_inputs_are_handled() -> None:
     nothing = torch.zeros(6, 6, dtype=torch.float64)
     moments = PairMoments(nothing, nothing, nothing[0], nothing[0])
     torch.testing.assert_close(fitted(matrix, 2, moments, 1e-4).product(), decompose(matrix, 2).product())
+
+
+def test_the_ridge_is_the_one_that_holds_on_other_samples() -> None:
+    torch.manual_seed(0)
+    matrix = torch.randn(5, 40, dtype=torch.float64)
+    mixing = torch.eye(40, dtype=torch.float64) + 0.1 * torch.randn(40, 40, dtype=torch.float64)
+
+    def pairs(samples: int, noise: float) -> tuple[Tensor, Tensor]:
+        x = torch.randn(40, samples, dtype=torch.float64)
+        return x, mixing @ x + noise * torch.randn(40, samples, dtype=torch.float64)
+
+    def moments(x: Tensor, z: Tensor) -> PairMoments:
+        return PairMoments(x @ z.T / x.shape[1], z @ z.T / x.shape[1], x.mean(1), z.mean(1))
+
+    def chosen(samples: int, noise: float) -> float:
+        seen, (x, z) = moments(*pairs(samples, noise)), pairs(4000, noise)
+        others = moments(x, z)
+        maps = {ridge: nearest_map(matrix, seen, ridge) for ridge in RIDGES}
+        errors = {ridge: float((matrix @ x - there @ z).square().sum()) for ridge, there in maps.items()}
+        ridge = best_ridge(maps.__getitem__, matrix @ others.cross, others.second)
+        assert errors[ridge] == min(errors.values())
+        return ridge
+
+    assert chosen(10_000, 0.0) == RIDGES[0]  # there is much to make up for, and all of it is seen
+    assert RIDGES[0] < chosen(30, 0.5) <= 1.0  # fewer samples than inputs
+
+
+def test_a_map_that_is_held_entirely_is_the_matrix() -> None:
+    matrix = torch.randn(3, 4, dtype=torch.float64)
+    second = torch.eye(4, dtype=torch.float64)
+    moments = PairMoments(2 * second, second, torch.zeros(4), torch.zeros(4))
+    assert torch.equal(nearest_map(matrix, moments, math.inf), matrix)
+    torch.testing.assert_close(nearest_map(matrix, moments, 1e6), matrix, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(nearest_map(matrix, moments, 0.0), 2 * matrix)

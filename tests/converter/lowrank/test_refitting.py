@@ -9,12 +9,12 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from dprp.converter import Form
-from dprp.converter.conversion.sequential import fitted
 from dprp.converter.lowrank.decomposition import Factors, decompose, regularised
 from dprp.converter.lowrank.forms import forms_for, matricise, rebuild
 from dprp.converter.lowrank.layers import low_rank
 from dprp.converter.lowrank.moments import pair_moments
 from dprp.converter.lowrank.refitting import refit_second, refitted_weight
+from dprp.converter.lowrank.regression import nearest_map
 from dprp.converter.lowrank.shapes import shape_of
 
 LAYERS = [
@@ -43,7 +43,7 @@ def test_it_never_gives_more_error_than_before(layer: nn.Conv2d, form: Form, ran
     rank = min(rank, *matrix.shape[-2:])
     factors = decompose(matrix, rank, regularised(pair_moments(x, x, shape, form).second))
     clean = layer(x) if layer.bias is None else layer(x) - layer.bias[:, None, None]
-    after = refit_second(factors, layer.weight, shape, form, x, clean, 1e-6, centred=False)
+    after = refit_second(factors, layer.weight, shape, form, x, clean, 1e-2, centred=False)
     assert after.v.shape == factors.v.shape
     assert _error(layer, form, after, x) <= 1.001 * _error(layer, form, factors, x) + 1e-3
 
@@ -56,9 +56,9 @@ def test_it_makes_up_for_what_was_smeared_across_columns() -> None:
     x = torch.randn(16, 3, 12, 12)
     z = x + 0.5 * x.roll(1, -1)
     shape = shape_of(layer)
-    factors = fitted(
-        matricise(layer.weight, shape, Form.SPATIAL).double(), 8, pair_moments(x, z, shape, Form.SPATIAL), 1e-6
-    )
+    moments = pair_moments(x, z, shape, Form.SPATIAL)
+    whole = nearest_map(matricise(layer.weight, shape, Form.SPATIAL).double(), moments, 1e-6)
+    factors = decompose(whole, 8, moments.ridged(1e-6))
     wanted = layer(x)
 
     def error(some: Factors) -> float:
@@ -66,7 +66,7 @@ def test_it_makes_up_for_what_was_smeared_across_columns() -> None:
         return float((ours(z) - wanted).square().sum())
 
     assert error(
-        refit_second(factors, layer.weight, shape, Form.SPATIAL, z, wanted, 1e-6, centred=False)
+        refit_second(factors, layer.weight, shape, Form.SPATIAL, z, wanted, 1e-2, centred=False)
     ) < 0.8 * error(factors)
 
 
@@ -77,7 +77,7 @@ def test_dead_inputs_change_nothing(form: Form) -> None:
     shape = shape_of(layer)
     factors = decompose(matricise(layer.weight, shape, form).double(), 2)
     x = torch.zeros(2, 4, 9, 9)
-    after = refit_second(factors, layer.weight, shape, form, x, torch.zeros_like(layer(x)), 1e-4, centred=True)
+    after = refit_second(factors, layer.weight, shape, form, x, torch.zeros_like(layer(x)), 1.0, centred=True)
     torch.testing.assert_close(
         rebuild(after.product(), shape, form), rebuild(factors.product(), shape, form), rtol=1e-6, atol=1e-8
     )
@@ -94,7 +94,7 @@ def test_in_closed_form_it_is_what_data_gives(layer: nn.Conv2d, form: Form) -> N
     matrix = matricise(layer.weight, shape, form).double()
     factors = decompose(matrix, min(2, *matrix.shape[-2:]), pair_moments(x, x, shape, form).ridged(1e-6))
     clean = layer(x) if layer.bias is None else layer(x) - layer.bias[:, None, None]
-    fitted_on_data = refit_second(factors, layer.weight, shape, form, x, clean, 1e-9, centred=False)
+    fitted_on_data = refit_second(factors, layer.weight, shape, form, x, clean, 1e-5, centred=False)
     whole = pair_moments(x, x, shape, Form.CHANNEL).ridged(1e-9)
     ours = refitted_weight(factors.v, layer.weight, shape, form, whole).float()
     theirs = rebuild(fitted_on_data.product(), shape, form).float()
