@@ -13,6 +13,7 @@ import argparse
 import resource
 import time
 from collections.abc import Iterable
+from dataclasses import replace
 
 import torch
 
@@ -31,6 +32,7 @@ from dprp.converter import (
     polish,
     survey,
 )
+from dprp.converter.conversion.polishing import split, usual_steps
 from dprp.models import Augment, build, info, load_data, load_weights, loader, preprocess_for
 
 
@@ -44,7 +46,7 @@ def main() -> None:
     parser.add_argument("--rank-multiple", type=int, default=8)
     parser.add_argument("--sensitivity", type=Sensitivity, choices=list(Sensitivity), default=Sensitivity.BEST)
     parser.add_argument("--sample", type=int, help="seed of the choice of calibration images; the first ones without")
-    parser.add_argument("--polish", type=int, help="steps of polishing after conversion")
+    parser.add_argument("--polish", type=int, help="steps of polishing after conversion; 0 for the usual number")
     parser.add_argument("--rate", type=float, default=PolishConfig().rate, help="of polishing")
     parser.add_argument("--plain", action="store_true", help="score plain SVD, too")
     arguments = parser.parse_args()
@@ -73,19 +75,22 @@ def main() -> None:
             for blend in blends
         ]
         plan = plans[choose_plan(model, plans, calibration)]
+        judges = None
+        if arguments.polish is not None:
+            images, judges = split(calibration.images)
+            calibration = replace(calibration, images=images)
         converted = convert(model, plan, calibration=calibration)
         seconds = time.perf_counter() - start
         line = f"{budget:5.2f} of MACs ({plan.fraction(Unit.MACS):.4f}): {evaluate(converted, test).top1:6.2f} %"
-        if arguments.polish:
+        if judges is not None:
             start = time.perf_counter()
-            found = polish(
-                converted,
-                model,
-                calibration.images,
-                PolishConfig(steps=arguments.polish, rate=arguments.rate),
+            config = PolishConfig(
+                steps=arguments.polish or usual_steps(model, calibration.images), rate=arguments.rate
             )
+            found = polish(converted, model, calibration.images, config, held_out=judges)
             took = time.perf_counter() - start
-            line += f"  polished {evaluate(converted, test).top1:6.2f} % (step {found.kept}, {took:.1f} s)"
+            steps = f"{found.kept} of {found.steps} steps"
+            line += f"  polished {evaluate(converted, test).top1:6.2f} % ({steps}, {took:.1f} s)"
         if arguments.plain:
             plain = plan_ranks(layers, MacBudget(budget), rank_multiple=arguments.rank_multiple)
             line += f"  plain SVD {evaluate(convert(model, plain), test).top1:6.2f} %"

@@ -197,10 +197,11 @@ CalibrationImages = Annotated[
     int, Option(min=0, rich_help_panel=_RANKS, help="Training images to calibrate on at most; 0 for none.")
 ]
 Polish = Annotated[
-    int,
+    int | None,
     Option(
         metavar="STEPS",
         min=0,
+        show_default="a minute or two",
         rich_help_panel=_TRAINING,
         help="Train without labels on the calibration images; 0 for none.",
     ),

@@ -23,7 +23,7 @@ def compress(
     rank_multiple: given.RankMultiple = 8,
     calibration_images: given.CalibrationImages = 2000,
     sensitivity: given.SensitivityKind = given.SensitivityName.BEST,
-    polish: given.Polish = 0,
+    polish: given.Polish = None,
     lr: given.LearningRate = 0.005,
     distill: given.Distill = 0.7,
     mixed_precision: given.MixedPrecision = given.PrecisionName.NO,

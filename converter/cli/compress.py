@@ -47,7 +47,7 @@ def compress(
     rank_multiple: int = DEFAULT_RANK_MULTIPLE,
     calibration_images: int = CALIBRATION_IMAGES,
     sensitivity: str = Sensitivity.BEST.value,
-    polish: int = 0,
+    polish: int | None = None,
     batch_size: int = 128,
     learning_rate: float = 0.005,
     distill: float = 0.7,
@@ -81,7 +81,8 @@ def compress(
         rank_multiple: ranks are multiples of this.
         calibration_images: training images to plan and to fit the factors on; 0 fits them to the weights alone.
         sensitivity: best, energy, kl or mixed; what the plan takes as a layer's loss.
-        polish: steps of training without labels before `epochs`; 0 for none.
+        polish: steps of training without labels before `epochs`; 0 for none, None for a minute or two where there
+            are no epochs.
         batch_size: images in a batch.
         learning_rate, distill, mixed_precision: as in `FinetuneConfig`; the dense network is the teacher.
         augment: none, crop or crop-flip; None for what suits the data.
@@ -151,7 +152,7 @@ def compress(
         calibrate_on=batches.calibration(calibration_images) if calibration_images else None,
         calibration_images=calibration_images,
         sensitivity=sensitivity_from(sensitivity),
-        polish_steps=polish,
+        polish_steps=0 if polish is None and epochs > 0 else polish,
         threads=threads,
         seed=seed,
         device=where,

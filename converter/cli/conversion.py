@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -15,9 +15,10 @@ from ..analysis.agreement import agreement
 from ..analysis.calibration import Calibration, Energies, calibrate
 from ..analysis.sensitivity import BLENDS, Sensitivity, foretell
 from ..analysis.surveying import Survey, survey
+from ..conversion.attached import plan_of
 from ..conversion.choosing import choose_plan
 from ..conversion.converting import convert
-from ..conversion.polishing import PolishConfig, polish, usual_steps
+from ..conversion.polishing import PolishConfig, polish, split, usual_steps
 from ..errors import PlanError
 from ..lowrank.forms import Form
 from ..planning.plan import Plan
@@ -32,6 +33,7 @@ from .times import time_layers
 from .verdict import Polished, Verdict, judge
 
 CALIBRATION_IMAGES = 2000
+_FEWEST_TO_POLISH = 10
 _LARGEST_PLAN = 64 * 2**20
 BASE_FORMS = (Form.CHANNEL, Form.POINTWISE, Form.SPATIAL)
 
@@ -104,26 +106,29 @@ def factorise(
     )
     start = headroom(planned.plan, rank_multiple=rank_multiple) if spare_ranks else planned.plan
     dense = network.model.to(device)
-    converted = convert(dense, start, calibration=planned.calibration)
-    polished = _polished(converted, dense, planned, polish_steps, seed, progress=progress)
+    calibration, polished = planned.calibration, None
+    polishing = polish_steps != 0 and calibration is not None and len(calibration.images) >= _FEWEST_TO_POLISH
+    if polishing and calibration is not None:
+        calibration = replace(calibration, images=split(calibration.images)[0])  # the others judge
+    converted = convert(dense, start, calibration=calibration)
+    if polishing and plan_of(converted).factored:
+        polished = _polish(converted, dense, planned, polish_steps, seed, progress=progress)
     verdict = None if spare_ranks else judge(dense, converted, planned, wanted, polished)  # those go on to be trained
     network.model.cpu()
     return Conversion(planned.plan, converted.cpu(), planned.calibration, planned.held_out, verdict)
 
 
-def _polished(
+def _polish(
     converted: nn.Module, dense: nn.Module, planned: Planned, steps: int | None, seed: int, *, progress: bool
-) -> Polished | None:
-    """Polishes in place, where there is something to polish and to polish on."""
-    if steps == 0 or planned.calibration is None or planned.held_out is None or not planned.plan.factored:
-        return None
-    images = planned.calibration.images
-    if len(images) < 2:
-        return None
+) -> Polished:
+    """Polishes in place."""
+    assert planned.calibration is not None
+    assert planned.held_out is not None
+    images, judges = split(planned.calibration.images)
     config = PolishConfig(steps=usual_steps(dense, images) if steps is None else steps, seed=seed)
     start = agreement(converted, dense, planned.held_out)
     with polish_bar(config.steps, enabled=progress) as show:
-        return Polished(start, polish(converted, dense, images, config, on_step=show))
+        return Polished(start, polish(converted, dense, images, config, held_out=judges, on_step=show))
 
 
 def plan_network(

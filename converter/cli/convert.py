@@ -72,7 +72,7 @@ def convert(
     calibrate: str | None = None,
     calibration_images: int = CALIBRATION_IMAGES,
     sensitivity: str = Sensitivity.BEST.value,
-    polish: int = 0,
+    polish: int | None = None,
     threads: int = 1,
     save_plan: Path | str | None = None,
     classes: int | None = None,
@@ -102,7 +102,8 @@ def convert(
         calibrate: images to plan and to fit the factors on, as `dprp.models.load_data` takes them.
         calibration_images: how many of these at most.
         sensitivity: best, energy, kl or mixed; what a budget's plan takes as a layer's loss, where there are images.
-        polish: steps of training without labels after conversion, where there are images; 0 for none.
+        polish: steps of training without labels after conversion, where there are images; 0 for none, None for a
+            minute or two of it.
         threads: of ONNX Runtime, where a budget is on latency.
         save_plan: file for the plan.
         classes, input_shape, mean, std: None for the architecture's own.

@@ -117,7 +117,7 @@ def convert(
     calibrate: given.Calibrate = None,
     calibration_images: given.CalibrationImages = 2000,
     sensitivity: given.SensitivityKind = given.SensitivityName.BEST,
-    polish: given.Polish = 0,
+    polish: given.Polish = None,
     threads: given.Threads = 1,
     download: given.Download = False,
     save_plan: Annotated[Path | None, Option(show_default=False, help="Write the plan as JSON, too.")] = None,

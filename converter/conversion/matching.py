@@ -4,35 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
+from ..analysis.answer_changes import TEMPERATURE
 from ..analysis.memory import ACTIVATION_BYTES
 from ..analysis.norm_pairs import norm_pairs
 from ..analysis.probe import evaluating
 from ..analysis.running import run, tensors_in
 from ..errors import ModelError
 from ..lowrank.layers import LowRank
-
-
-class Wanted(NamedTuple):
-    """What the dense network gives.
-
-    Attributes:
-        inside: by place, one tensor a call.
-        answers: its outputs.
-    """
-
-    inside: dict[str, list[Tensor]]
-    answers: list[Tensor]
-
-    @property
-    def size(self) -> int:
-        """In bytes."""
-        tensors = [*self.answers, *(tensor for calls in self.inside.values() for tensor in calls)]
-        return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
 class Pair:
@@ -61,58 +45,47 @@ class Pair:
         total = 0.0
         for part in torch.split(images, self._at_once):
             with torch.enable_grad():
-                loss = self._apart(part, self._wanted(part)) * (len(part) / len(images))
+                loss = self._loss(part) * (len(part) / len(images))
                 loss.backward()  # type: ignore[no-untyped-call]
             total += float(loss.detach())
         return total
 
     @torch.no_grad()
     def judge(self, images: Tensor) -> Callable[[], float]:
-        """The distance on images, again and again; what the dense network gives is kept where memory allows."""
+        """How far the answers to some images are apart, to be asked again and again; the dense ones are kept."""
         parts = torch.split(images, self._at_once)
-        first = self._wanted(parts[0])
-        fits = first.size * len(parts) <= ACTIVATION_BYTES
-        kept = [first, *(self._wanted(part) for part in parts[1:])] if fits else None
+        kept = [_floats(run(self._dense, part.clone())) for part in parts]
 
         @torch.no_grad()
         def distance() -> float:
-            total = 0.0
-            for place, part in enumerate(parts):
-                wanted = self._wanted(part) if kept is None else kept[place]
-                total += float(self._apart(part, wanted)) * len(part)
-            return total / len(images)
+            losses = (
+                float(_answers_apart(_floats(run(self._model, part.clone())), wanted)) * len(part)
+                for part, wanted in zip(parts, kept, strict=True)
+            )
+            return sum(losses) / len(images)
 
         return distance
 
-    @torch.no_grad()
-    def _wanted(self, images: Tensor) -> Wanted:
+    def _loss(self, images: Tensor) -> Tensor:
         inside: dict[str, list[Tensor]] = {}
+        losses: list[Tensor] = []
+        calls = dict.fromkeys(self._places, 0)
 
         def keep(name: str, output: Tensor) -> None:
             inside.setdefault(name, []).append(output.detach().clone())  # what follows may write to it
 
-        with _watched(self._dense, self._places, keep):
-            answers = _floats(run(self._dense, images.clone()))
-        return Wanted(inside, answers)
-
-    def _apart(self, images: Tensor, wanted: Wanted) -> Tensor:
-        losses: list[Tensor] = []
-        calls = dict.fromkeys(self._places, 0)
-
         def compare(name: str, output: Tensor) -> None:
-            there = wanted.inside.get(name, [])
+            there = inside.get(name, [])
             if calls[name] < len(there) and there[calls[name]].shape == output.shape:
                 losses.append(_variances(output, there[calls[name]]))
             calls[name] += 1
 
+        with torch.no_grad(), _watched(self._dense, self._places, keep):
+            wanted = _floats(run(self._dense, images.clone()))
         with _watched(self._model, self._places, compare):
             ours = _floats(run(self._model, images.clone()))
-        pairs = zip(ours, wanted.answers, strict=False)
-        outer = [_variances(mine, theirs) for mine, theirs in pairs if mine.shape == theirs.shape]
-        both = [torch.stack(some).mean() for some in (losses, outer) if some]
-        if not both:
-            raise ModelError("the networks' outputs cannot be compared; polishing needs tensors of one shape in both")
-        return torch.stack(both).sum()
+        answers = _answers_apart(ours, wanted)
+        return answers + torch.stack(losses).mean() if losses else answers
 
 
 def _places(model: nn.Module, dense: nn.Module, images: Tensor) -> list[str]:
@@ -161,7 +134,31 @@ def _floats(answer: Any) -> list[Tensor]:
     return [tensor for tensor in tensors_in(answer) if tensor.is_floating_point()]
 
 
+def _answers_apart(ours: list[Tensor], wanted: list[Tensor]) -> Tensor:
+    """Divergence of softened answers, in what is nearly variances of them; of answers without classes, variances.
+
+    Raises:
+        ModelError: the answers cannot be compared.
+    """
+    pairs = [(mine, theirs) for mine, theirs in zip(ours, wanted, strict=False) if mine.shape == theirs.shape]
+    if not pairs:
+        raise ModelError("the networks' answers cannot be compared; polishing needs tensors of one shape in both")
+    return torch.stack([_softened(*pair) for pair in pairs]).mean()
+
+
+def _softened(output: Tensor, wanted: Tensor) -> Tensor:
+    axis = 1 if output.dim() == 4 else output.dim() - 1
+    if output.dim() < 2 or output.shape[axis] < 2:
+        return _variances(output, wanted)
+    ours, theirs = (scores.float().movedim(axis, -1).flatten(0, -2) / TEMPERATURE for scores in (output, wanted))
+    divergence = F.kl_div(ours.log_softmax(-1), theirs.log_softmax(-1), log_target=True, reduction="batchmean")
+    return (
+        2 * divergence / theirs.var(-1, correction=0).mean().clamp_min(1e-12)
+    )  # of small differences, their variance
+
+
 def _variances(output: Tensor, wanted: Tensor) -> Tensor:
-    """Mean square of the difference, in variances of what is wanted."""
+    """Mean square of the difference, in variances of what is wanted; of its size where it is nearly constant."""
     wanted = wanted.float()
-    return (output.float() - wanted).square().mean() / wanted.var(correction=0).clamp_min(1e-12)
+    size = torch.maximum(wanted.var(correction=0), 1e-3 * wanted.square().mean())
+    return (output.float() - wanted).square().mean() / size.clamp_min(1e-12)

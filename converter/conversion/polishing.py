@@ -2,7 +2,7 @@
 
 Each layer was fitted once, in closed form, behind those before it and blind to those after it. Polishing moves all of
 them together: the loss is how far each replaced layer's output is from the dense network's, over that output's
-variance, and the same of the answers. BatchNorm keeps its statistics. Where steps led away from the dense network, as
+variance, and how far the answers are. BatchNorm keeps its statistics. Where steps led far from the dense network, as
 held-out images see it, they are taken back and shorter ones follow.
 
 Source: global AdaPrune (in Frantar and Alistarh 2022, "SPDY") and BRECQ (Li et al. 2021), on low-rank layers.
@@ -27,18 +27,21 @@ from .matching import Pair
 _CHECKS = 10
 """How often the held-out images judge."""
 
-_SLOWER = 0.3
-"""Times the rate, where these images say that steps led away from the dense network."""
+_ASTRAY, _SLOWER = 1.5, 0.3
+"""Where the answers are so many times farther from the dense network's than they were, steps are so much too long."""
+
+_FAN_IN = 16
+"""Inputs of a layer above which steps are shorter: small ones that agree add up over the inputs."""
 
 _SMALLEST = 1e-2
 """Size that a tensor near zero is taken to have, relative to 1: a bias of zeros must be able to move."""
 
 _WARM_UP = 0.05
 
-_MACS = 1e13
+_MACS = 4e12
 """Multiply-adds to spend where nobody says how many steps."""
 
-_FEWEST_STEPS, _MOST_STEPS = 20, 300
+_FEWEST_STEPS, _MOST_STEPS = 40, 300
 
 
 @dataclass(frozen=True)
@@ -47,16 +50,16 @@ class PolishConfig:
 
     Attributes:
         steps: of the optimizer, >= 1.
-        batch: images a step, >= 1; None for 100, and fewer where they are larger than 64 x 64.
+        batch: images a step, >= 1; None for 100, and 16 where they are larger than 64 x 64.
         rate: peak step, relative to the size of each tensor; falls by a cosine after a short warm-up.
-        augment: mirror and shift the images, where they are maps.
+        mirror: mirror half of the images, where they are maps.
         seed: of the order and the augmentation.
     """
 
     steps: int = 300
     batch: int | None = None
-    rate: float = 0.01
-    augment: bool = True
+    rate: float = 0.005
+    mirror: bool = True
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -64,7 +67,7 @@ class PolishConfig:
             if value is not None and value < 1:
                 raise TrainingError(f"polish {name} {value} is below 1; give at least 1")
         if not 0.0 < self.rate < 1.0:  # NaN fails this as well
-            raise TrainingError(f"polish rate {self.rate:g} is not in (0, 1); try 0.01")
+            raise TrainingError(f"polish rate {self.rate:g} is not in (0, 1); try 0.005")
 
 
 @dataclass(frozen=True)
@@ -72,7 +75,7 @@ class Polish:
     """What polishing did.
 
     Attributes:
-        before, after: distance from the dense network on held-out images, in variances of what is compared.
+        before, after: distance of the answers from the dense network's on held-out images, in variances of these.
         steps: that were taken.
         kept: the step whose network was kept; 0 where none was better.
     """
@@ -99,6 +102,7 @@ def polish(
     images: Tensor,
     config: PolishConfig | None = None,
     *,
+    held_out: Tensor | None = None,
     on_step: Callable[[int, float], None] | None = None,
 ) -> Polish:
     """Trains a converted network to give what the dense one gives.
@@ -106,8 +110,9 @@ def polish(
     Args:
         model: with low-rank layers; changed in place, and never for the worse on the held-out images.
         dense: the network it came from, on the same device; untouched.
-        images: (N, ...), N >= 2; a fifth of them is held out to judge. Labels are not needed.
+        images: (N, ...). Labels are not needed.
         config: how.
+        held_out: images to judge by, that the network was not fitted on; a fifth of the others where there are none.
         on_step: is told how many steps are done and the last one's loss.
 
     Raises:
@@ -116,13 +121,13 @@ def polish(
     config = config or PolishConfig()
     if len(images) < 2:
         raise ModelError(f"{len(images)} image is too few to polish on; give at least 2")
-    seen = torch.cat([images[start::5] for start in range(1, 5)])
+    seen, judges = split(images) if held_out is None else (images, held_out)
     batch_size = min(len(seen), config.batch or _batch(images))
     wanting = {parameter: parameter.requires_grad for parameter in model.parameters()}
     generator = torch.Generator().manual_seed(config.seed)
     with evaluating(model), evaluating(dense):
         pair = Pair(model, dense, images, batch_size)
-        distance = pair.judge(images[::5])
+        distance = pair.judge(judges)
         best = before = distance()
         kept, state = 0, copy.deepcopy(model.state_dict())
         step, rate = 0, config.rate
@@ -142,7 +147,7 @@ def polish(
                 found = distance()
                 if found < best:
                     best, kept, state = found, step, copy.deepcopy(model.state_dict())
-                else:
+                elif not found <= _ASTRAY * best:
                     model.load_state_dict(state)
                     rate *= _SLOWER
                     optimizer = _optimizer(list(wanting), rate)
@@ -152,6 +157,11 @@ def polish(
             for parameter, wanted in wanting.items():
                 parameter.requires_grad_(wanted)
     return Polish(before, best, step, kept)
+
+
+def split(images: Tensor) -> tuple[Tensor, Tensor]:
+    """Images to fit on, and a fifth of all to judge by."""
+    return torch.cat([images[start::5] for start in range(1, 5)]), images[::5]
 
 
 def usual_steps(dense: nn.Module, images: Tensor) -> int:
@@ -172,7 +182,8 @@ def _optimizer(parameters: list[nn.Parameter], rate: float) -> torch.optim.Optim
         parameter.requires_grad_(parameter.is_floating_point())
         if parameter.requires_grad and parameter.numel():
             size = float(parameter.detach().float().square().mean().sqrt())
-            peak = rate * max(size, _SMALLEST)
+            inputs = parameter[0].numel() if parameter.dim() > 1 else 1
+            peak = rate * max(size, _SMALLEST) * math.sqrt(_FAN_IN / max(_FAN_IN, inputs))
             groups.append({"params": [parameter], "lr": peak, "peak": peak})
     return torch.optim.Adam(groups)
 
@@ -192,7 +203,7 @@ def _share(step: int, steps: int) -> float:
 
 
 def _batch(images: Tensor) -> int:
-    return 100 if images.dim() != 4 or images.shape[2] * images.shape[3] <= 64 * 64 else 32
+    return 100 if images.dim() != 4 or images.shape[2] * images.shape[3] <= 64 * 64 else 16
 
 
 def _batches(images: Tensor, size: int, config: PolishConfig, generator: torch.Generator) -> Iterator[Tensor]:
@@ -202,19 +213,12 @@ def _batches(images: Tensor, size: int, config: PolishConfig, generator: torch.G
             order = torch.randperm(len(images), generator=generator)
         batch = images[order[:size].to(images.device)]
         order = order[size:]
-        yield _augmented(batch, generator) if config.augment else batch
+        yield _mirrored(batch, generator) if config.mirror else batch
 
 
-def _augmented(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Half of the images mirrored, and all of them shifted by up to an eighth of their size."""
-    if images.dim() != 4 or not images.is_floating_point():
+def _mirrored(images: Tensor, generator: torch.Generator) -> Tensor:
+    """Half of the images, by chance."""
+    if images.dim() != 4:
         return images
     flip = (torch.rand(len(images), generator=generator) < 0.5).to(images.device)
-    images = torch.where(flip[:, None, None, None], images.flip(-1), images)
-    for axis in (2, 3):
-        most = images.shape[axis] // 8
-        shift = int(torch.randint(-most, most + 1, (1,), generator=generator))
-        images = images.roll(shift, axis)
-        edge = images.narrow(axis, 0 if shift >= 0 else images.shape[axis] + shift, abs(shift))
-        edge.zero_()
-    return images
+    return torch.where(flip[:, None, None, None], images.flip(-1), images)

@@ -83,6 +83,7 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> Summary:
         data="digits",
         budget="params=0.5",
         epochs=0,
+        polish=0,
         forms=["channel"],
         keep=["head"],
         output=tmp_path_factory.mktemp("done") / "out",

@@ -117,7 +117,11 @@ def test_a_disk_that_refuses_leaves_what_was_there(tmp_path: Path) -> None:
         ("convert", *start, "--budget", "macs=0.5", "-o", "a.safetensors", "--save-plan", "a.json"),
         ("plan", *start, "--budget", "macs=0.5", "-o", "a.json"),
         ("export", *start, "-o", "a.onnx"),
-        ("compress", *start, "--data", "digits", "--budget", "macs=0.5", "--epochs", "0", "-o", "result"),
+        (
+            "compress",
+            *start,
+            *["--data", "digits", "--budget", "macs=0.5", "--epochs", "0", "--polish", "2", "-o", "result"],
+        ),
     ):
         program = Path(sys.executable).with_name("dprp")
         # A size limit fails as a full disk does: part of the file is written, then an error comes.

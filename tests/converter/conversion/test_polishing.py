@@ -21,7 +21,7 @@ from dprp.converter import (
     polish,
     survey,
 )
-from dprp.converter.conversion import matching
+from dprp.converter.conversion import matching, polishing
 from dprp.converter.conversion.polishing import usual_steps
 
 QUICK = PolishConfig(steps=30, batch=20)
@@ -33,7 +33,7 @@ def _images() -> Tensor:
 
 def _converted(dense: nn.Module) -> nn.Module:
     layers = survey(dense, _images()[:1])
-    plan = plan_ranks(layers, FixedRank(4))
+    plan = plan_ranks(layers, FixedRank(1))
     assert len(plan.factored) >= 3
     return convert(dense, plan, calibration=calibrate(dense, layers, _images()))
 
@@ -58,7 +58,7 @@ def test_the_same_seed_gives_the_same_network(residual: nn.Module) -> None:
     start = _converted(residual)
     ends = [copy.deepcopy(start) for _ in range(3)]
     for end, seed in zip(ends, (0, 0, 1), strict=True):
-        polish(end, residual, _images(), PolishConfig(steps=10, batch=20, seed=seed))
+        polish(end, residual, _images(), PolishConfig(steps=30, batch=20, seed=seed))
     first, same, other = (torch.cat([p.detach().flatten() for p in end.parameters()]) for end in ends)
     assert torch.equal(first, same)
     assert not torch.equal(first, other)
@@ -91,7 +91,7 @@ def test_few_images_at_a_time_give_the_same_gradients(residual: nn.Module, monke
     for memory in (2**32, 1):
         monkeypatch.setattr(matching, "ACTIVATION_BYTES", memory)
         end = copy.deepcopy(start)
-        polish(end, dense, _images().double(), PolishConfig(steps=1, batch=8, augment=False))
+        polish(end, dense, _images().double(), PolishConfig(steps=1, batch=8, mirror=False))
         ends.append(torch.cat([p.detach().flatten() for p in end.parameters()]))
     # Variances are those of the images together or one by one, so the weights of the terms differ a little.
     torch.testing.assert_close(ends[0], ends[1], rtol=0.2, atol=0.02)
@@ -115,14 +115,36 @@ def test_answers_of_several_parts(residual: nn.Module, wrap: Callable[[Tensor], 
     assert torch.equal(images, before)
 
 
-def test_a_rate_that_is_too_high_is_lowered(residual: nn.Module) -> None:
-    ends = [polish(_converted(residual), residual, _images(), PolishConfig(40, 20, rate)) for rate in (0.9, 0.01)]
-    assert all(found.after < found.before for found in ends)
+def test_a_rate_that_is_too_high_is_lowered(residual: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
+    rates = []
+    made = polishing._optimizer
+    monkeypatch.setattr(polishing, "_optimizer", lambda p, rate: rates.append(rate) or made(p, rate))  # type: ignore[func-returns-value]
+    polish(_converted(residual), residual, _images(), PolishConfig(40, 20, rate=0.9))
+    assert len(rates) > 1
+    assert rates == pytest.approx([0.9 * 0.3**step for step in range(len(rates))])
 
 
 def test_larger_networks_are_polished_in_fewer_steps(residual: nn.Module) -> None:
     assert usual_steps(residual, _images()) == 300
     assert usual_steps(residual, torch.zeros(2, 3, 1024, 1024)) < 300
+
+
+def test_held_out_images_judge(residual: nn.Module) -> None:
+    model = _converted(residual)
+    others = _images().flip(0)[:20] * 2
+    found = polish(model, residual, _images(), QUICK, held_out=others)
+    # The same measure, taken anew: of the answers of the network that was kept.
+    again = polish(model, residual, _images(), PolishConfig(steps=1, rate=1e-9), held_out=others)
+    assert again.before == pytest.approx(found.after, rel=1e-4)
+    assert found.after < found.before
+
+
+def test_answers_that_have_no_classes(residual: nn.Module) -> None:
+    dense = nn.Sequential(residual, nn.Linear(10, 1)).eval()
+    with torch.no_grad():
+        assert residual(_images()[:1]).shape == (1, 10)
+    found = polish(_converted(dense), dense, _images(), QUICK)
+    assert 0 < found.after < found.before < 2
 
 
 def test_mistakes_are_one_sentence(residual: nn.Module) -> None:
