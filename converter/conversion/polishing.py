@@ -58,7 +58,7 @@ class PolishConfig:
 
     steps: int = 300
     batch: int | None = None
-    rate: float = 0.005
+    rate: float = 0.01
     mirror: bool = True
     seed: int = 0
 
@@ -67,7 +67,7 @@ class PolishConfig:
             if value is not None and value < 1:
                 raise TrainingError(f"polish {name} {value} is below 1; give at least 1")
         if not 0.0 < self.rate < 1.0:  # NaN fails this as well
-            raise TrainingError(f"polish rate {self.rate:g} is not in (0, 1); try 0.005")
+            raise TrainingError(f"polish rate {self.rate:g} is not in (0, 1); try 0.01")
 
 
 @dataclass(frozen=True)

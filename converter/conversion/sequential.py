@@ -176,6 +176,8 @@ class _Twin(nn.Module):
     def forward(self, input: Tensor) -> Tensor:
         if self.axis is not None and (input.dim() <= self.axis or input.shape[self.axis] % self._batch):
             self.axis = None
+        if self.axis is not None and self.made is None and self._unneeded(*input.chunk(2, self.axis)):
+            self.axis = None
         if self.axis is None:
             self._alone()
             return self.dense(input)  # type: ignore[no-any-return]
@@ -189,6 +191,10 @@ class _Twin(nn.Module):
         if self.shift is not None:
             answer = answer + self._along_channels(self.shift, answer)
         return torch.cat([wanted, answer], self.axis)
+
+    def _unneeded(self, x: Tensor, z: Tensor) -> bool:
+        """Whether the dense layer may stay as it is."""
+        return False
 
     def _alone(self) -> None:
         """Makes the replacement without images, if there is to be one."""
@@ -296,10 +302,8 @@ class _Refit(_Twin):
 
     made: nn.Conv2d | nn.Linear | None
 
-    def forward(self, input: Tensor) -> Tensor:
-        if self.axis is not None and self.made is None and torch.equal(*input.chunk(2, self.axis)):
-            self.axis = None  # nothing before it has changed
-        return super().forward(input)
+    def _unneeded(self, x: Tensor, z: Tensor) -> bool:
+        return torch.equal(x, z)  # nothing before it has changed
 
     def _fit(self, x: Tensor, z: Tensor, wanted: Tensor) -> nn.Conv2d | nn.Linear:
         columns = matrix_size(self._shape, Form.CHANNEL)[1]
