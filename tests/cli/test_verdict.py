@@ -8,6 +8,9 @@ from typing import Any
 
 import pytest
 
+from dprp.converter import Polish
+from dprp.converter.analysis.agreement import Agreement
+from dprp.converter.cli.verdict import Polished, Verdict
 from dprp.models import DIGITS_WEIGHTS
 
 START = ("digits_cnn", "--checkpoint", str(DIGITS_WEIGHTS), "--calibrate", "digits", "--calibration-images", "300")
@@ -64,26 +67,28 @@ def test_compress_says_it_in_its_notes(dprp: Any, tmp_path: Path) -> None:
 
 
 def test_polishing_says_what_it_added(dprp: Any, tmp_path: Path) -> None:
-    cut = (
-        "convert",
-        *START,
-        "--budget",
-        "macs=0.05",
-        "--rank-multiple",
-        1,
-        "-o",
-        tmp_path / "a.safetensors",
-        "--force",
-    )
-    told = dprp(*cut, "--polish", 40, "--json").json()["agreement"]
+    cut = ("convert", *START, "--budget", "macs=0.05", "--rank-multiple", 1, "-o", tmp_path / "a.safetensors")
+    run = dprp(*cut, "--polish", 120, "--json")
+    told = run.json()["agreement"]
     done = told["polish"]
-    assert done["steps"] == 40
+    assert done["steps"] == 120
     assert done["after"] < done["before"]
-    run = dprp(*cut, "--polish", 40)
-    line = next(line for line in run.out.splitlines() if "same answer" in line)
-    assert f"; {100 * done['start']['part']:.1f} % before polishing ({done['kept']} of 40 steps; " in line
-    assert f"{done['start']['nats']:.3g} nats apart, now {told['nats']:.3g})" in line
-    assert "40/40" in run.err  # the bar
+    assert told["nats"] < done["start"]["nats"]
+    assert "120/120" in run.err  # the bar
+
+
+@pytest.mark.parametrize(
+    ("kept", "says"),
+    [
+        (90, "; 72.0 % before polishing (90 of 120 steps; 0.512 nats apart, now 0.25)"),
+        (0, "; 120 steps of polishing brought it no nearer"),
+    ],
+)
+def test_a_verdict_names_both(kept: int, says: str) -> None:
+    polished = Polished(Agreement(0.72, 50, 0.5123), Polish(0.4, 0.3, 120, kept))
+    verdict = Verdict(Agreement(0.9, 50, 0.25), "advice", polished)
+    told = "the same answer as the dense network on 90.0 % of 50 images that it was not fitted on"
+    assert str(verdict) == f"{told}{says}; advice"
 
 
 def test_polishing_needs_images(dprp: Any, tmp_path: Path) -> None:
