@@ -32,7 +32,8 @@ from dprp.converter import (
     polish,
     survey,
 )
-from dprp.converter.conversion.polishing import split, usual_steps
+from dprp.converter.analysis.held_out import hold_out
+from dprp.converter.conversion.polishing import usual_steps
 from dprp.models import Augment, build, info, load_data, load_weights, loader, preprocess_for
 
 
@@ -46,7 +47,7 @@ def main() -> None:
     parser.add_argument("--rank-multiple", type=int, default=8)
     parser.add_argument("--sensitivity", type=Sensitivity, choices=list(Sensitivity), default=Sensitivity.BEST)
     parser.add_argument("--sample", type=int, help="seed of the choice of calibration images; the first ones without")
-    parser.add_argument("--polish", type=int, help="steps of polishing after conversion; 0 for the usual number")
+    parser.add_argument("--polish", type=int, nargs="?", const=-1, help="steps of polishing; alone, the usual number")
     parser.add_argument("--rate", type=float, default=PolishConfig().rate, help="of polishing")
     parser.add_argument("--plain", action="store_true", help="score plain SVD, too")
     arguments = parser.parse_args()
@@ -76,8 +77,8 @@ def main() -> None:
         ]
         plan = plans[choose_plan(model, plans, calibration)]
         judges = None
-        if arguments.polish is not None:
-            images, judges = split(calibration.images)
+        if arguments.polish:
+            images, judges = hold_out(calibration.images)
             calibration = replace(calibration, images=images)
         converted = convert(model, plan, calibration=calibration)
         seconds = time.perf_counter() - start
@@ -85,7 +86,8 @@ def main() -> None:
         if judges is not None:
             start = time.perf_counter()
             config = PolishConfig(
-                steps=arguments.polish or usual_steps(model, calibration.images), rate=arguments.rate
+                steps=usual_steps(model, calibration.images) if arguments.polish < 0 else arguments.polish,
+                rate=arguments.rate,
             )
             found = polish(converted, model, calibration.images, config, held_out=judges)
             took = time.perf_counter() - start

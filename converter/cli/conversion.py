@@ -13,12 +13,12 @@ from torch import Tensor, nn
 from ...files import check_input, reading
 from ..analysis.agreement import agreement
 from ..analysis.calibration import Calibration, Energies, calibrate
+from ..analysis.held_out import hold_out
 from ..analysis.sensitivity import BLENDS, Sensitivity, foretell
 from ..analysis.surveying import Survey, survey
-from ..conversion.attached import plan_of
 from ..conversion.choosing import choose_plan
 from ..conversion.converting import convert
-from ..conversion.polishing import PolishConfig, polish, split, usual_steps
+from ..conversion.polishing import PolishConfig, polish, usual_steps
 from ..errors import PlanError
 from ..lowrank.forms import Form
 from ..planning.plan import Plan
@@ -107,11 +107,17 @@ def factorise(
     start = headroom(planned.plan, rank_multiple=rank_multiple) if spare_ranks else planned.plan
     dense = network.model.to(device)
     calibration, polished = planned.calibration, None
-    polishing = polish_steps != 0 and calibration is not None and len(calibration.images) >= _FEWEST_TO_POLISH
-    if polishing and calibration is not None:
-        calibration = replace(calibration, images=split(calibration.images)[0])  # the others judge
-    converted = convert(dense, start, calibration=calibration)
-    if polishing and plan_of(converted).factored:
+    images = 0 if calibration is None else len(calibration.images)
+    if polish_steps and images < _FEWEST_TO_POLISH:
+        raise CliError(
+            f"--polish {polish_steps} needs {_FEWEST_TO_POLISH} calibration images, there are {images}; "
+            "give it more, or leave it out"
+        )
+    if calibration is None or polish_steps == 0 or images < _FEWEST_TO_POLISH or not start.factored:
+        converted = convert(dense, start, calibration=calibration)
+    else:
+        seen = replace(calibration, images=hold_out(calibration.images)[0])  # the others judge
+        converted = convert(dense, start, calibration=seen)
         polished = _polish(converted, dense, planned, polish_steps, seed, progress=progress)
     verdict = None if spare_ranks else judge(dense, converted, planned, wanted, polished)  # those go on to be trained
     network.model.cpu()
@@ -124,7 +130,7 @@ def _polish(
     """Polishes in place."""
     assert planned.calibration is not None
     assert planned.held_out is not None
-    images, judges = split(planned.calibration.images)
+    images, judges = hold_out(planned.calibration.images)
     config = PolishConfig(steps=usual_steps(dense, images) if steps is None else steps, seed=seed)
     start = agreement(converted, dense, planned.held_out)
     with polish_bar(config.steps, enabled=progress) as show:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..analysis.divergence import answers, divergence_between
+from ..analysis.held_out import hold_out
 from ..analysis.probe import evaluating
 from ..analysis.running import run
 
@@ -32,7 +33,7 @@ def reestimate(model: nn.Module, dense: nn.Module, images: Tensor, *, batch: int
     Returns:
         Whether the new statistics were kept.
     """
-    held_out, seen = images[::5], torch.cat([images[start::5] for start in range(1, 5)])
+    seen, held_out = hold_out(images)
     saved = running_statistics(model)
     if not saved or len(seen) < 2:
         return False

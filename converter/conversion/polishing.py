@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..analysis.held_out import hold_out
 from ..analysis.probe import evaluating
 from ..analysis.surveying import survey
 from ..errors import ModelError, TrainingError
@@ -28,7 +29,7 @@ _CHECKS = 10
 """How often the held-out images judge."""
 
 _ASTRAY, _SLOWER = 1.5, 0.3
-"""Where the answers are so many times farther from the dense network's than they were, steps are so much too long."""
+"""Where the answers are so many times farther from the dense network's than the best were, steps become so long."""
 
 _FAN_IN = 16
 """Inputs of a layer above which steps are shorter: small ones that agree add up over the inputs."""
@@ -116,12 +117,14 @@ def polish(
         on_step: is told how many steps are done and the last one's loss.
 
     Raises:
-        ModelError: nothing to polish, a network cannot take the images, or there are fewer than two.
+        ModelError: nothing to polish, a network cannot take the images, or there are too few images.
     """
     config = config or PolishConfig()
     if len(images) < 2:
         raise ModelError(f"{len(images)} image is too few to polish on; give at least 2")
-    seen, judges = split(images) if held_out is None else (images, held_out)
+    if held_out is not None and not len(held_out):
+        raise ModelError("there are no held-out images to judge by; give at least 1, or none to hold out a fifth")
+    seen, judges = hold_out(images) if held_out is None else (images, held_out)
     batch_size = min(len(seen), config.batch or _batch(images))
     wanting = {parameter: parameter.requires_grad for parameter in model.parameters()}
     generator = torch.Generator().manual_seed(config.seed)
@@ -157,11 +160,6 @@ def polish(
             for parameter, wanted in wanting.items():
                 parameter.requires_grad_(wanted)
     return Polish(before, best, step, kept)
-
-
-def split(images: Tensor) -> tuple[Tensor, Tensor]:
-    """Images to fit on, and a fifth of all to judge by."""
-    return torch.cat([images[start::5] for start in range(1, 5)]), images[::5]
 
 
 def usual_steps(dense: nn.Module, images: Tensor) -> int:

@@ -95,3 +95,8 @@ def test_polishing_needs_images(dprp: Any, tmp_path: Path) -> None:
     run = dprp("convert", *START[:3], "--budget", "macs=0.7", "--polish", 5, "-o", tmp_path / "a.safetensors")
     assert run.code == 2
     assert "--polish 5 needs images; give it calibration images, or leave it out" in run.err
+    few = (*START[:5], "--calibration-images", 5, "--budget", "macs=0.7", "-o", tmp_path / "a.safetensors")
+    run = dprp("convert", *few, "--polish", 5)
+    assert run.code == 2
+    assert "--polish 5 needs 10 calibration images, there are 5; give it more, or leave it out" in run.err
+    assert not list(tmp_path.iterdir())

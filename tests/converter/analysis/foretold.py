@@ -69,17 +69,17 @@ def foretold(model: nn.Module, images: Tensor, held_out: Tensor, ratio: float = 
 def _each_alone() -> Iterator[None]:
     """Layers are fitted as ever, but hand on what the dense layer gives."""
 
-    class Alone(sequential._Cut):
+    class Alone(sequential.Cut):
         def forward(self, input: Tensor) -> Tensor:
             super().forward(input)
             return self.dense(input)  # type: ignore[no-any-return]
 
-    before = sequential._Cut
-    sequential._Cut = Alone  # type: ignore[misc]
+    before = sequential.Cut
+    sequential.Cut = Alone  # type: ignore[misc]
     try:
         yield
     finally:
-        sequential._Cut = before  # type: ignore[misc]
+        sequential.Cut = before  # type: ignore[misc]
 
 
 @torch.no_grad()

@@ -152,6 +152,8 @@ def test_mistakes_are_one_sentence(residual: nn.Module) -> None:
         polish(residual, residual, _images())
     with pytest.raises(ModelError, match="1 image is too few to polish on; give at least 2"):
         polish(_converted(residual), residual, _images()[:1])
+    with pytest.raises(ModelError, match="no held-out images to judge by; give at least 1"):
+        polish(_converted(residual), residual, _images(), held_out=_images()[:0])
     with pytest.raises(TrainingError, match="polish steps 0 is below 1"):
         PolishConfig(steps=0)
     with pytest.raises(TrainingError, match=r"polish rate nan is not in \(0, 1\)"):
