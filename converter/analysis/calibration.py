@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import ModelError
-from ..lowrank.decomposition import tail_energies
+from ..lowrank.decomposition import output_tail_energies, tail_energies
 from ..lowrank.forms import Form, forms_for, matricise, matrix_size
 from ..lowrank.moments import pair_moments
 from ..lowrank.shapes import LayerShape
@@ -19,6 +19,7 @@ from .batch_axis import batch_axes
 from .layout import laid_out
 from .memory import images_in_memory
 from .norm_pairs import norm_pairs
+from .output_metrics import OutputMetrics, output_metrics
 from .probe import evaluating, layer_input
 from .running import finite, named, run
 from .surveying import Layer, Survey
@@ -44,10 +45,13 @@ class Calibration:
         images: (N, C, H, W) as the network takes them; conversion fits its layers on these.
         energies: squared error of a layer's output by (layer, form), at each rank from 0 to full; of what varies in
             it, where a bias or a norm takes up its mean.
+        metrics: in which conversion cuts layers, by what the answers feel of each; without one, every output of a
+            layer counts the same.
     """
 
     images: Tensor
     energies: Energies = field(repr=False)
+    metrics: OutputMetrics = field(default_factory=dict, repr=False)
 
 
 @torch.no_grad()
@@ -59,7 +63,7 @@ def calibrate(
     images: int = 2000,
     on_layer: Callable[[str], None] | None = None,
 ) -> Calibration:
-    """Measures what each layer would lose at each rank, in one forward pass.
+    """Measures what each layer would lose at each rank in one forward pass, and what the answers feel of it.
 
     Args:
         model: the dense network that `layers` was made from.
@@ -89,6 +93,10 @@ def calibrate(
     modules = dict(model.named_modules())
     axes = batch_axes(model, wanted, sample)
     centred = takes_up_means(model, wanted, sample)
+    felt_by = sample[:PLANNING_IMAGES]
+    metrics = output_metrics(
+        model, {name: layer.shape for name, layer in wanted.items() if layer.shape}, felt_by, axes
+    )
     energies: dict[tuple[str, Form], Tensor] = {}
 
     def measure(layer: Layer) -> Callable[..., None]:
@@ -101,7 +109,8 @@ def calibrate(
                 if axes[layer.name] is None:
                     energies.update(_weight_energies(layer))
                 else:
-                    energies.update(_layer_energies(layer, given, output, layer.name in centred))
+                    metric = metrics.get(layer.name)
+                    energies.update(_layer_energies(layer, given, output, layer.name in centred, metric))
             if on_layer is not None:
                 on_layer(layer.name)
 
@@ -119,7 +128,7 @@ def calibrate(
     for layer in wanted.values():  # another branch was taken
         if not any((layer.name, form) in energies for form in Form):
             energies.update(_weight_energies(layer))
-    return Calibration(sample, energies)
+    return Calibration(sample, energies, metrics)
 
 
 def takes_up_means(model: nn.Module, names: Iterable[str], images: Tensor) -> set[str]:
@@ -164,7 +173,9 @@ def _weight_energies(layer: Layer) -> dict[tuple[str, Form], Tensor]:
     }
 
 
-def _layer_energies(layer: Layer, x: Tensor, y: Tensor, centred: bool) -> dict[tuple[str, Form], Tensor]:
+def _layer_energies(
+    layer: Layer, x: Tensor, y: Tensor, centred: bool, metric: Tensor | None
+) -> dict[tuple[str, Form], Tensor]:
     assert layer.shape is not None
     assert layer.weight is not None
     if not finite(x) or not finite(y):
@@ -178,10 +189,10 @@ def _layer_energies(layer: Layer, x: Tensor, y: Tensor, centred: bool) -> dict[t
         matrix = matricise(layer.weight, layer.shape, form)
         if form is Form.CHANNEL and rows <= columns:
             # The error of the best fit is the tail of the output's own second moment, which is far smaller.
-            energy = _moment_tail(_products(y, layer.shape, centred))
+            energy = output_tail_energies(_moment(_products(y, layer.shape, centred)), metric)
         else:
             moments = pair_moments(x, x, layer.shape, form)
-            energy = tail_energies(matrix, (moments.centred() if centred else moments).ridged(RIDGE))
+            energy = tail_energies(matrix, (moments.centred() if centred else moments).ridged(RIDGE), metric)
         found[layer.name, form] = energy.cpu()
     return found
 
@@ -203,12 +214,11 @@ def _products(y: Tensor, shape: LayerShape, centred: bool) -> Tensor:
     return columns.reshape(shape.groups, shape.outputs // shape.groups, -1)
 
 
-def _moment_tail(products: Tensor) -> Tensor:
+def _moment(products: Tensor) -> Tensor:
     second = (products @ products.mT).double() / max(1, products.shape[-1])
     if not finite(second):
         raise ModelError(
             f"its outputs are too large to square (largest {float(products.abs().max()):.3g}); scale the images as "
             "the network was trained on them"
         )
-    squares = torch.linalg.eigvalsh(second).clamp_min(0).sum(0)
-    return torch.cat([squares.new_zeros(1), squares.cumsum(0)]).flip(0)
+    return second

@@ -36,6 +36,14 @@ def images_in_memory(shapes: Iterable[LayerShape | None], wanted: int, *, networ
     return max(1, min(wanted, ACTIVATION_BYTES // (2 * networks * max(1, largest))))
 
 
+def bytes_kept(shape: LayerShape) -> int:
+    """Of what a layer reads and gives in all its calls, for one image."""
+    return sum(
+        4 * (shape.inputs * call.height_in * call.width_in + shape.outputs * call.height_out * call.width_out)
+        for call in shape.calls
+    )
+
+
 def _bytes(shape: LayerShape) -> int:
     values = (
         shape.inputs * call.height_in * call.width_in + shape.outputs * call.height_out * call.width_out

@@ -26,7 +26,8 @@ from ..lowrank.shapes import LayerShape
 from .answer_changes import answer_changes
 from .batch_axis import batch_axes
 from .calibration import RIDGE, Calibration, Energies, takes_up_means
-from .memory import images_in_memory
+from .memory import bytes_kept, images_in_memory
+from .output_metrics import OutputMetrics
 from .probe import evaluating, layer_input
 from .running import copied, named, run
 from .surveying import Layer, Survey
@@ -133,7 +134,7 @@ def foretell(
     errors: dict[tuple[str, Form], Tensor] = {}
     costs: dict[tuple[str, Form], Tensor] = {}
     for group in _groups(free):
-        curves = _curves(probe, group, relative, images, axes)
+        curves = _curves(probe, group, relative, calibration.metrics, images, axes)
         for layer in group:
             for form in forms_for(_shape(layer)):
                 key = (layer.name, form)
@@ -174,7 +175,12 @@ def _tried(layer: Layer) -> list[Form]:
 
 
 def _curves(
-    model: nn.Module, layers: list[Layer], relative: Energies, images: Tensor, axes: dict[str, int | None]
+    model: nn.Module,
+    layers: list[Layer],
+    relative: Energies,
+    metrics: OutputMetrics,
+    images: Tensor,
+    axes: dict[str, int | None],
 ) -> dict[tuple[str, Form], tuple[_Curve, _Curve]]:
     """From foretold lost energy to nats, and to energy lost in truth, at a few ranks of each form.
 
@@ -197,10 +203,11 @@ def _curves(
             most = break_even_rank(shape, form)
             ranks = sorted({max(1, round(most * part / _POINTS)) for part in range(1, _POINTS + 1)})
             with named(layer.name, "measuring its sensitivity"):
-                fits = _fits(weight, shape, form, ranks, window, windows.get(Form.CHANNEL))
+                fits = _fits(weight, shape, form, ranks, window, windows.get(Form.CHANNEL), metrics.get(layer.name))
             tries.setdefault(layer.name, []).extend((form, rank) for rank in ranks)
             changes.setdefault(layer.name, []).extend(fit - weight for fit in fits)
-    moved = answer_changes(model, judged, changes, axes, bytes_an_image=sum(_bytes(layer) for layer in layers))
+    kept = sum(bytes_kept(_shape(layer)) for layer in layers)
+    moved = answer_changes(model, judged, changes, axes, bytes_an_image=kept)
     points: dict[tuple[str, Form], tuple[_Curve, _Curve]] = {}
     for name, found in moved.items():
         for (form, rank), effect in zip(tries[name], found, strict=True):
@@ -212,10 +219,16 @@ def _curves(
 
 
 def _fits(
-    weight: Tensor, shape: LayerShape, form: Form, ranks: list[int], moment: Tensor, whole: Tensor | None
+    weight: Tensor,
+    shape: LayerShape,
+    form: Form,
+    ranks: list[int],
+    moment: Tensor,
+    whole: Tensor | None,
+    metric: Tensor | None,
 ) -> list[Tensor]:
     """The weight cut to each rank, with the second factor fitted to the whole window where its moment is known."""
-    left, right = best_pair(matricise(weight, shape, form), max(ranks), moment)
+    left, right = best_pair(matricise(weight, shape, form), max(ranks), moment, metric)
     if form is Form.CHANNEL or whole is None:
         cuts = [rebuild(left[..., :rank] @ right[..., :rank, :], shape, form) for rank in ranks]
     else:
@@ -263,15 +276,6 @@ def _moments(model: nn.Module, layers: list[Layer], images: Tensor) -> dict[tupl
         for handle in handles:
             handle.remove()
     return means
-
-
-def _bytes(layer: Layer) -> int:
-    """Of what a layer reads and gives, for one image."""
-    shape = _shape(layer)
-    return sum(
-        4 * (shape.inputs * call.height_in * call.width_in + shape.outputs * call.height_out * call.width_out)
-        for call in shape.calls
-    )
 
 
 def _read(curve: _Curve, lost: np.ndarray[Any, np.dtype[np.float64]]) -> Any:

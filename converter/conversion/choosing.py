@@ -16,7 +16,7 @@ from dataclasses import replace
 import torch
 from torch import nn
 
-from ..analysis.answer_changes import TEMPERATURE
+from ..analysis.answer_slopes import TEMPERATURE
 from ..analysis.calibration import Calibration
 from ..analysis.divergence import answers, divergence_between
 from ..planning.plan import Plan

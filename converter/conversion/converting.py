@@ -58,7 +58,8 @@ def convert(
     check_fit(model, plan)
     made = Reconstruction({}, {}, {})
     if calibration is not None:
-        made = reconstruct(model, plan, calibration.images, ridge=RIDGE, refit=refit, on_layer=on_layer)
+        images, metrics = calibration.images, calibration.metrics
+        made = reconstruct(model, plan, images, ridge=RIDGE, metrics=metrics, refit=refit, on_layer=on_layer)
     target = model if inplace else copied(model)
     # Statistics are judged by the dense network's answers, which has gone by then where it is changed itself.
     dense = copied(model) if inplace and calibration is not None else model

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..analysis.answer_changes import TEMPERATURE
+from ..analysis.answer_slopes import TEMPERATURE
 from ..analysis.memory import ACTIVATION_BYTES
 from ..analysis.norm_pairs import norm_pairs
 from ..analysis.probe import evaluating

@@ -1,11 +1,11 @@
 """Sequential reconstruction: each layer makes up for the errors of those before it.
 
 With x a layer's input in the dense network and z its input behind the layers converted so far, the full map is
-fitted first, A = M (E[x z^T] + ridge I) (E[z z^T] + ridge I)^-1, and then cut to its rank in the metric of z; layers
-that stay dense take A as it is. The ridge is the best one on a third of the images that the others did not see;
-without data, or where nothing before has changed, A = M. Where the first factor sees a part of the window only, the
-second is fitted once more, to the layer's whole output. Where a bias or a norm can take up the mean of the output,
-the fit is to what varies around it.
+fitted first, A = M (E[x z^T] + ridge I) (E[z z^T] + ridge I)^-1, and then cut to its rank in the metric of z and in
+that of what the answers feel of its output; layers that stay dense take A as it is. The ridge is the best one on a
+third of the images that the others did not see; without data, or where nothing before has changed, A = M. Where the
+first factor sees a part of the window only, the second is fitted once more, to the layer's whole output. Where a bias
+or a norm can take up the mean of the output, the fit is to what varies around it.
 
 Both networks run as one: the batch holds the images twice, every layer computes the dense answer for the first half
 and its replacement's for the second, and makes its replacement when the images first reach it. One
@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from ..analysis.batch_axis import batch_axes
 from ..analysis.memory import images_in_memory
 from ..analysis.norm_pairs import norm_pairs
+from ..analysis.output_metrics import OutputMetrics
 from ..analysis.probe import evaluating
 from ..analysis.running import copied, run
 from ..analysis.surveying import survey
@@ -56,6 +57,7 @@ def reconstruct(
     images: Tensor,
     *,
     ridge: float,
+    metrics: OutputMetrics | None = None,
     refit: bool = True,
     on_layer: Callable[[str], None] | None = None,
 ) -> Reconstruction:
@@ -65,7 +67,8 @@ def reconstruct(
         model: the dense network; untouched.
         plan: forms and ranks; already checked against the model.
         images: (N, ...) calibration inputs; as many are used as fit into memory at once, twice.
-        ridge: of the metric in which ranks are cut, relative to the mean of a moment's diagonal.
+        ridge: of the inputs' metric in which ranks are cut, relative to the mean of a moment's diagonal.
+        metrics: of the outputs; without one, every output of a layer counts the same.
         refit: whether layers that stay dense make up for those before them, too.
         on_layer: is told the name of each layer when it is made.
 
@@ -96,7 +99,11 @@ def reconstruct(
         shape = staying[name] if wanted is None else wanted.shape
         assert shape is not None
         where = (name, dense, shape, 2 * len(images), axes[name], name in norms, ridge, on_layer)
-        twins[dense] = Refit(*where) if wanted is None else Cut(*where, form=wanted.form, rank=wanted.rank)
+        if wanted is None:
+            twins[dense] = Refit(*where)
+        else:
+            metric = (metrics or {}).get(name)
+            twins[dense] = Cut(*where, form=wanted.form, rank=wanted.rank, metric=metric)
     for name, module in by_name.items():
         if module in twins:
             parent, _, child = name.rpartition(".")

@@ -153,12 +153,13 @@ class Cut(Twin):
 
     made: LowRank | None
 
-    def __init__(self, *of_twin: Any, form: Form | None, rank: int | None) -> None:
+    def __init__(self, *of_twin: Any, form: Form | None, rank: int | None, metric: Tensor | None = None) -> None:
         super().__init__(*of_twin)
         assert form is not None
         assert rank is not None
         self._form = form
         self._rank = rank
+        self._metric = metric
 
     def _alone(self) -> None:
         if self.made is None:
@@ -175,7 +176,7 @@ class Cut(Twin):
             made = self._plain_cut()
         else:
             whole, moments = self._nearest_map(x, z, form)
-            factors = decompose(whole, self._rank, moments.ridged(self._ridge))
+            factors = decompose(whole, self._rank, moments.ridged(self._ridge), self._metric)
             if shape.kind == "conv2d":
                 power = float(moments.second.diagonal(dim1=-2, dim2=-1).mean())
                 judges = self._judges(len(z))

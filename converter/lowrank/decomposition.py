@@ -31,41 +31,52 @@ class Factors(NamedTuple):
 
 
 @torch.no_grad()
-def decompose(matrix: Tensor, rank: int, second_moment: Tensor | None = None) -> Factors:
-    """Best rank-r factors of a matrix, weighed by its inputs where these are known.
+def decompose(
+    matrix: Tensor, rank: int, second_moment: Tensor | None = None, output_metric: Tensor | None = None
+) -> Factors:
+    """Best rank-r factors of a matrix, weighed by its inputs and by what its outputs are for, where these are known.
 
     Args:
         matrix: M (..., m, n), any float dtype.
         rank: singular values kept, 1 <= rank <= min(m, n).
         second_moment: C = E[x x^T] (..., n, n) of the inputs x that M sees, positive definite (see
             `regularised`). Without it every direction of input counts the same (C = I).
+        output_metric: G (..., o, o) in which the outputs' error is measured, positive definite; rows of M come o by
+            o, each with as many as there are (of a kernel's rows, say) beside it. Without it G = I.
 
     Returns:
-        The true SVD of M_r, the rank-r matrix with the smallest E |M x - M_r x|^2, in M's dtype.
+        The true SVD of M_r, the rank-r matrix with the smallest E |M x - M_r x|^2, in M's dtype; with a metric,
+        |d|^2 stands for d^T G d.
 
     Raises:
         LayerError: rank out of range.
 
     Source: Eckart and Young (1936); in the metric of C as in DESIGN's "decomposition", where with C = L L^T the
-        error is the tail sum of the squared singular values of M L.
+        error is the tail sum of the squared singular values of M L; with G = H H^T, of H^T M L.
     """
     rows, columns = matrix.shape[-2:]
     if not 1 <= rank <= min(rows, columns):
         raise LayerError(
             f"rank {rank} is not in 1..{min(rows, columns)} (matrix {rows} x {columns}); choose another rank"
         )
-    factors = true_svd(*best_pair(matrix, rank, second_moment))
+    factors = true_svd(*best_pair(matrix, rank, second_moment, output_metric))
     return Factors(*(part.to(matrix.dtype) for part in factors))
 
 
 @torch.no_grad()
-def best_pair(matrix: Tensor, rank: int, second_moment: Tensor | None = None) -> tuple[Tensor, Tensor]:
+def best_pair(
+    matrix: Tensor, rank: int, second_moment: Tensor | None = None, output_metric: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """Two factors whose leading columns and rows are, at every lower rank too, what `decompose` finds.
 
     Returns:
         (..., m, rank) and (..., rank, n), float64.
     """
     exact = matrix.detach().to(torch.float64)
+    if output_metric is not None:
+        above = _above(output_metric.to(exact))
+        left, right = best_pair(_mixed(above, exact), rank, second_moment)
+        return _unmixed(above, left), right
     moment = None if second_moment is None else second_moment.to(exact)
     if exact.shape[-2] <= exact.shape[-1]:
         # M L = U S V^T has the left basis of M C M^T, and M_r = U_r U_r^T M needs neither L nor its inverse.
@@ -81,25 +92,37 @@ def best_pair(matrix: Tensor, rank: int, second_moment: Tensor | None = None) ->
 
 
 @torch.no_grad()
-def tail_energies(matrix: Tensor, second_moment: Tensor | None = None) -> Tensor:
+def tail_energies(matrix: Tensor, second_moment: Tensor | None = None, output_metric: Tensor | None = None) -> Tensor:
     """Error of the best fit at each rank.
 
     Args:
-        matrix, second_moment: as for `decompose`.
+        matrix, second_moment, output_metric: as for `decompose`.
 
     Returns:
-        (min(m, n) + 1,) float64: entry r is E |M x - M_r x|^2 summed over groups; entry 0 is the whole energy.
+        (min(m, n) + 1,) float64: entry r is E |M x - M_r x|^2 summed over groups, every output counting the same
+        whatever the metric that M_r is best in; entry 0 is the whole energy.
     """
     exact = matrix.detach().to(torch.float64)
     moment = None if second_moment is None else second_moment.to(exact)
     if exact.shape[-2] <= exact.shape[-1]:
-        gram = _gram(exact, moment)
-    else:
-        whitened = exact if moment is None else exact @ torch.linalg.cholesky(moment)
-        gram = whitened.mT @ whitened
-    squares = torch.linalg.eigvalsh(gram).clamp_min(0)  # rising
-    squares = squares.reshape(-1, squares.shape[-1]).sum(0)
-    return torch.cat([squares.new_zeros(1), squares.cumsum(0)]).flip(0)
+        return output_tail_energies(_gram(exact, moment), output_metric)
+    whitened = exact if moment is None else exact @ torch.linalg.cholesky(moment)
+    if output_metric is None:
+        return _tail_sums(torch.linalg.eigvalsh(whitened.mT @ whitened))
+    above = _above(output_metric.to(exact))
+    weighed = _mixed(above, whitened)
+    right = torch.linalg.eigh(weighed.mT @ weighed).eigenvectors
+    return _tail_sums((whitened @ right).square().sum(-2))
+
+
+@torch.no_grad()
+def output_tail_energies(second_moment: Tensor, output_metric: Tensor | None = None) -> Tensor:
+    """`tail_energies` of an output, from its own second moment (..., m, m), float64."""
+    if output_metric is None:
+        return _tail_sums(torch.linalg.eigvalsh(second_moment))
+    above = _above(output_metric.to(second_moment))
+    values, left = torch.linalg.eigh(_mixed(above, _mixed(above, second_moment).mT))
+    return _tail_sums(values * _unmixed(above, left).square().sum(-2))
 
 
 @torch.no_grad()
@@ -128,6 +151,30 @@ def regularised(second_moment: Tensor, ridge: float = 1e-4) -> Tensor:
     eye = torch.eye(moment.shape[-1], dtype=moment.dtype, device=moment.device)
     # An input that is always zero has no scale of its own: any ridge gives plain SVD.
     return moment + eye * torch.where(scale > 0, scale * ridge, torch.ones_like(scale))
+
+
+def _above(metric: Tensor) -> Tensor:
+    """H^T of G = H H^T, upper triangular."""
+    lower: Tensor = torch.linalg.cholesky(metric)
+    return lower.mT
+
+
+def _mixed(above: Tensor, matrix: Tensor) -> Tensor:
+    """H^T M, where M (..., o k, n) has k rows to each output."""
+    return (above @ matrix.reshape(*above.shape[:-1], -1)).reshape(matrix.shape)
+
+
+def _unmixed(above: Tensor, matrix: Tensor) -> Tensor:
+    """H^-T M."""
+    rows = matrix.reshape(*above.shape[:-1], -1)
+    solved: Tensor = torch.linalg.solve_triangular(above, rows, upper=True)
+    return solved.reshape(matrix.shape)
+
+
+def _tail_sums(squares: Tensor) -> Tensor:
+    """What is lost at each rank, from what each direction (..., k) carries, the first to go first."""
+    squares = squares.clamp_min(0).reshape(-1, squares.shape[-1]).sum(0)
+    return torch.cat([squares.new_zeros(1), squares.cumsum(0)]).flip(0)
 
 
 def _gram(matrix: Tensor, moment: Tensor | None) -> Tensor:

@@ -54,7 +54,8 @@ def foretold(model: nn.Module, images: Tensor, held_out: Tensor, ratio: float = 
     for form in (Form.CHANNEL, Form.POINTWISE, Form.SPATIAL):
         plan = plan_ranks(layers, RankRatio(ratio), forms=[form], energies=losses.errors)
         with _each_alone():
-            made = sequential.reconstruct(model, plan, calibration.images, ridge=1e-4).layers
+            images, metrics = calibration.images, calibration.metrics
+            made = sequential.reconstruct(model, plan, images, ridge=1e-4, metrics=metrics).layers
         measured = _measured(model, made, laid_out(model, held_out))
         for name, layer in plan.factored.items():
             assert layer.form is not None

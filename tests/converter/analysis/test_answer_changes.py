@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dprp.converter.analysis.agreement import agreement
-from dprp.converter.analysis.answer_changes import TEMPERATURE, answer_changes
+from dprp.converter.analysis.answer_changes import answer_changes
+from dprp.converter.analysis.answer_slopes import TEMPERATURE
 from dprp.converter.analysis.batch_axis import batch_axes
 
 IMAGES = torch.randn(256, 3, 16, 16, generator=torch.Generator().manual_seed(1))

@@ -250,7 +250,10 @@ def test_autocast_changes_no_moment(residual: nn.Module, outside: bool) -> None:
         sensitivities(model, layers, calibration, Sensitivity.MIXED)
         assert (new(images).float() - residual(images).float()).norm() < 0.5 * residual(images).float().norm()
     found = calibration.energies["stem" if outside else "net.stem", Form.SPATIAL]
-    torch.testing.assert_close(found, wanted["stem", Form.SPATIAL], rtol=1e-5, atol=1e-6)
+    # The whole energy is a moment's; what is lost of it depends on what the answers feel, by slopes of the precision
+    # that the network runs in.
+    torch.testing.assert_close(found[0], wanted["stem", Form.SPATIAL][0], rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(found, wanted["stem", Form.SPATIAL], rtol=1e-2, atol=1e-6)
     assert all(parameter.dtype == torch.float32 for parameter in new.parameters())
 
 

@@ -15,7 +15,6 @@ from dprp.converter import (
     ModelError,
     PolishConfig,
     TrainingError,
-    calibrate,
     convert,
     plan_ranks,
     polish,
@@ -35,7 +34,7 @@ def _converted(dense: nn.Module) -> nn.Module:
     layers = survey(dense, _images()[:1])
     plan = plan_ranks(layers, FixedRank(1))
     assert len(plan.factored) >= 3
-    return convert(dense, plan, calibration=calibrate(dense, layers, _images()))
+    return convert(dense, plan)  # by the weights alone, which leaves much to polish
 
 
 def test_the_network_comes_nearer_and_the_dense_one_stays(residual: nn.Module) -> None:
@@ -144,7 +143,7 @@ def test_answers_that_have_no_classes(residual: nn.Module) -> None:
     with torch.no_grad():
         assert residual(_images()[:1]).shape == (1, 10)
     found = polish(_converted(dense), dense, _images(), QUICK)
-    assert 0 < found.after < found.before < 2
+    assert 0 < found.after < found.before
 
 
 def test_mistakes_are_one_sentence(residual: nn.Module) -> None:

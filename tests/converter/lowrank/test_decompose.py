@@ -62,6 +62,37 @@ def test_the_error_is_the_tail_sum(problem: tuple[Tensor, Tensor | None, int]) -
     assert bool((energies.diff() <= 1e-12).all())
 
 
+def metric_of(matrix: Tensor, each: int, seed: int) -> Tensor:
+    """Of outputs with so many rows each."""
+    torch.manual_seed(seed)
+    outputs = matrix.shape[-2] // each
+    slopes = torch.randn(*matrix.shape[:-2], outputs, 2 * outputs, dtype=torch.float64)
+    return regularised(slopes @ slopes.mT, 1e-2)
+
+
+@given(problems(), st.integers(0, 2**16), st.sampled_from([1, 2, 3]))
+@settings(max_examples=100, deadline=None)
+def test_in_an_outputs_metric_nothing_is_nearer_and_tails_say_what_is_lost(
+    problem: tuple[Tensor, Tensor | None, int], seed: int, each: int
+) -> None:
+    matrix, moment, rank = problem
+    each = each if matrix.shape[-2] % each == 0 else 1
+    metric = metric_of(matrix, each, seed)
+    full = torch.stack([torch.kron(one, torch.eye(each)) for one in metric.reshape(-1, *metric.shape[-2:]).float()])
+    root = torch.linalg.cholesky(full.double().reshape(*matrix.shape[:-2], matrix.shape[-2], -1)).mT
+
+    def felt(fit: Tensor) -> Tensor:
+        return lost(root @ matrix, root @ fit, moment)
+
+    ours = decompose(matrix, rank, moment, metric).product()
+    size = float(felt(torch.zeros_like(matrix)))
+    torch.testing.assert_close(felt(ours), tail_energies(root @ matrix, moment)[rank], rtol=1e-4, atol=1e-6 * size)
+    energies = tail_energies(matrix, moment, metric)
+    torch.testing.assert_close(energies[0], lost(matrix, torch.zeros_like(matrix), moment), rtol=1e-6, atol=1e-10)
+    torch.testing.assert_close(energies[rank], lost(matrix, ours, moment), rtol=1e-3, atol=1e-5 * float(energies[0]))
+    assert bool((energies.diff() <= 1e-12).all())
+
+
 @given(problems())
 @settings(max_examples=60, deadline=None)
 def test_factors_are_a_true_svd(problem: tuple[Tensor, Tensor | None, int]) -> None:
