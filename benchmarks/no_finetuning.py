@@ -18,7 +18,6 @@ from dataclasses import replace
 import torch
 
 from dprp.converter import (
-    BLENDS,
     MacBudget,
     PolishConfig,
     Sensitivity,
@@ -33,6 +32,7 @@ from dprp.converter import (
     survey,
 )
 from dprp.converter.analysis.held_out import hold_out
+from dprp.converter.conversion.choosing import usual_trials
 from dprp.converter.conversion.polishing import usual_steps
 from dprp.models import Augment, build, info, load_data, load_weights, loader, preprocess_for
 
@@ -46,6 +46,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=2000)
     parser.add_argument("--rank-multiple", type=int, default=8)
     parser.add_argument("--sensitivity", type=Sensitivity, choices=list(Sensitivity), default=Sensitivity.BEST)
+    parser.add_argument("--trials", type=int, help="plans to try; as many as suit without")
     parser.add_argument("--sample", type=int, help="seed of the choice of calibration images; the first ones without")
     parser.add_argument("--polish", type=int, nargs="?", const=-1, help="steps of polishing; alone, the usual number")
     parser.add_argument("--rate", type=float, default=PolishConfig().rate, help="of polishing")
@@ -64,16 +65,17 @@ def main() -> None:
         calibration = calibrate(model, layers, train, images=arguments.images)
         losses = foretell(model, layers, calibration)
         best = arguments.sensitivity is Sensitivity.BEST
-        blends = [losses.blend(w) for w in BLENDS] if best else [losses.distortions(arguments.sensitivity)]
+        trials = arguments.trials or usual_trials(layers.macs, len(calibration.images))
+        ways = losses.candidates(trials) if best else [losses.distortions(arguments.sensitivity)]
         plans = [
             plan_ranks(
                 layers,
                 MacBudget(budget),
                 energies=losses.errors,
-                distortions=blend,
+                distortions=way,
                 rank_multiple=arguments.rank_multiple,
             )
-            for blend in blends
+            for way in ways
         ]
         plan = plans[choose_plan(model, plans, calibration)]
         judges = None

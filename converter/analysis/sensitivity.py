@@ -45,6 +45,9 @@ _GROUP_BYTES = 2**30
 _FLOOR = 1e-9
 _FEWEST_TO_SPLIT = 24
 
+_SPREAD = 0.5
+"""Of the logarithms by which a layer's losses are scaled for a trial."""
+
 _Curve = list[tuple[float, float]]
 
 
@@ -73,14 +76,32 @@ class Losses:
     nats: Energies
 
     def distortions(self, kind: Sensitivity) -> Energies:
-        """What a budget's plan shall minimise the sum of; `best` has several, see `BLENDS`."""
+        """What a budget's plan shall minimise the sum of; `best` has several, see `candidates`."""
         if kind is Sensitivity.BEST:
-            raise ModelError("the best of several sensitivities needs trials; blend these losses by each of BLENDS")
+            raise ModelError("the best of several sensitivities needs trials; take these losses' candidates")
         return self.blend({Sensitivity.ENERGY: 0.0, Sensitivity.MIXED: 0.5, Sensitivity.KL: 1.0}[kind])
 
     def blend(self, weight: float) -> Energies:
         """The geometric mean of nats and errors: nats alone at weight 1, errors alone at 0."""
         return {key: nats**weight * self.errors[key] ** (1 - weight) for key, nats in self.nats.items()}
+
+    def candidates(self, count: int, seed: int = 0) -> list[Energies]:
+        """Distortions whose plans are worth a trial.
+
+        Args:
+            count: how many, at least the three of BLENDS.
+            seed: of the others: blends in which each layer's losses are multiplied by exp(0.5 n), n standard normal.
+
+        Source of the others: SPDY (Frantar and Alistarh 2022).
+        """
+        found = [self.blend(weight) for weight in BLENDS]
+        generator = torch.Generator().manual_seed(seed)
+        names = list(dict.fromkeys(name for name, _ in self.nats))
+        while len(found) < count:
+            scales = dict(zip(names, torch.exp(_SPREAD * torch.randn(len(names), generator=generator)), strict=True))
+            blend = found[len(found) % len(BLENDS)]
+            found.append({key: float(scales[key[0]]) * loss for key, loss in blend.items()})
+        return found
 
 
 BLENDS = (1.0, 0.75, 0.5)

@@ -14,9 +14,9 @@ from ...files import check_input, reading
 from ..analysis.agreement import agreement
 from ..analysis.calibration import Calibration, Energies, calibrate
 from ..analysis.held_out import hold_out
-from ..analysis.sensitivity import BLENDS, Sensitivity, foretell
+from ..analysis.sensitivity import Sensitivity, foretell
 from ..analysis.surveying import Survey, survey
-from ..conversion.choosing import choose_plan
+from ..conversion.choosing import choose_plan, usual_trials
 from ..conversion.converting import convert
 from ..conversion.polishing import PolishConfig, polish, usual_steps
 from ..errors import PlanError
@@ -185,7 +185,7 @@ def plan_network(
         _check_plan(plan, layers)
     else:
         energies = None if calibration is None else calibration.energies
-        blends: list[Energies | None] = [None]
+        ways: Sequence[Energies | None] = [None]
         times = None
         if isinstance(wanted, LatencyBudget):
             times = time_layers(network, layers, rank_multiple=rank_multiple, forms=forms, threads=threads)
@@ -194,7 +194,8 @@ def plan_network(
             losses = foretell(model, layers, calibration)
             energies = losses.errors
             best = sensitivity is Sensitivity.BEST
-            blends = [losses.blend(w) for w in BLENDS] if best else [losses.distortions(sensitivity)]
+            trials = usual_trials(layers.macs, len(calibration.images))
+            ways = losses.candidates(trials) if best else [losses.distortions(sensitivity)]
         to_plan = partial(
             plan_ranks,
             layers,
@@ -204,9 +205,9 @@ def plan_network(
             energies=energies,
             times=times,
         )
-        plans = [to_plan(wanted, distortions=blend) for blend in blends]
+        plans = [to_plan(wanted, distortions=way) for way in ways]
         chosen = 0 if calibration is None else choose_plan(model, plans, calibration)
-        plan, replan = plans[chosen], partial(to_plan, distortions=blends[chosen])
+        plan, replan = plans[chosen], partial(to_plan, distortions=ways[chosen])
     network.model.cpu()
     return Planned(plan, calibration, held if held is not None and len(held) else None, replan)
 

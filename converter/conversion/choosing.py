@@ -25,6 +25,24 @@ from .converting import convert
 _FITTED, _JUDGED = 256, 600
 """Images at most; a third of them all judges."""
 
+_MACS = 6e11
+"""Multiply-adds to spend on trials: about half a minute on two cores for a small network."""
+
+_FEWEST, _MOST = 3, 16
+
+
+def usual_trials(macs: int, images: int) -> int:
+    """Plans to try in about half a minute on two cores, three at least.
+
+    Args:
+        macs: of one image.
+        images: that there are to calibrate with.
+    """
+    judged = -(-images // 3)
+    # Both networks walk through a conversion, and the new one twice again for the statistics of its norms.
+    walked = 4 * min(_FITTED, images - judged) + min(_JUDGED, judged)
+    return max(_FEWEST, min(_MOST, int(_MACS / max(1, macs * walked))))
+
 
 @torch.no_grad()
 def choose_plan(model: nn.Module, plans: Sequence[Plan], calibration: Calibration) -> int:

@@ -11,6 +11,7 @@ from dprp.converter import (
     FixedRank,
     MacBudget,
     Sensitivity,
+    Unit,
     calibrate,
     choose_plan,
     convert,
@@ -19,6 +20,7 @@ from dprp.converter import (
     survey,
 )
 from dprp.converter.conversion import choosing as choosing_module
+from dprp.converter.conversion.choosing import usual_trials
 
 
 def _images() -> Tensor:
@@ -57,5 +59,28 @@ def test_blends_go_from_errors_to_nats(residual: nn.Module) -> None:
         torch.testing.assert_close(losses.blend(0.0)[key], losses.errors[key])
         torch.testing.assert_close(losses.blend(1.0)[key], losses.nats[key])
         torch.testing.assert_close(losses.blend(0.5)[key], losses.distortions(Sensitivity.MIXED)[key])
-    plans = [plan_ranks(layers, MacBudget(0.6), distortions=losses.blend(weight)) for weight in BLENDS]
-    assert len(plans) == 3
+    for weight, candidate in zip(BLENDS, losses.candidates(0), strict=True):
+        assert all(torch.equal(candidate[key], losses.blend(weight)[key]) for key in losses.errors)
+
+
+def test_further_candidates_scale_each_layer_alike_in_all_its_forms(residual: nn.Module) -> None:
+    layers = survey(residual, _images()[:1])
+    losses = foretell(residual, layers, calibrate(residual, layers, _images()))
+    found, again, other = losses.candidates(5), losses.candidates(5), losses.candidates(4, seed=1)
+    assert len(found) == 5
+    assert all(torch.equal(found[4][key], again[4][key]) for key in losses.errors)
+    assert any(not torch.equal(found[3][key], other[3][key]) for key in losses.errors)
+    scales: dict[str, set[float]] = {}
+    for (name, form), loss in found[4].items():
+        blend = losses.blend(BLENDS[1])[name, form]
+        scales.setdefault(name, set()).add(round(float(loss.sum() / blend.sum()), 4))
+    assert all(len(of_layer) == 1 for of_layer in scales.values())
+    assert len(set.union(*scales.values())) == len(scales)
+    assert plan_ranks(layers, MacBudget(0.6), distortions=found[4]).fraction(Unit.MACS) <= 0.6
+
+
+def test_small_networks_are_tried_more_often() -> None:
+    assert usual_trials(3 * 10**8, 200) == 3
+    assert usual_trials(4 * 10**7, 2000) == 9
+    assert usual_trials(10**6, 2000) == 16
+    assert usual_trials(10**6, 1) == 16
