@@ -194,6 +194,8 @@ def compress(
             folder=folder,
             made_by=made_by,
         )
+        if epochs > 0 and made.polished is not None:
+            summary = replace(summary, notes=(*summary.notes, f"before training: {made.polished.done}"))
         if made.held_out is not None:
             said = made.verdict
             if epochs > 0 or said is None:  # training has seen the calibration images that were held out

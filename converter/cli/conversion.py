@@ -48,6 +48,7 @@ class Conversion:
         calibration: what it was fitted on; None without.
         held_out: images to judge by; None without calibration.
         verdict: what these say; None without them, and where ranks are spared.
+        polished: what polishing did; None without it.
     """
 
     plan: Plan
@@ -55,6 +56,7 @@ class Conversion:
     calibration: Calibration | None
     held_out: Tensor | None = None
     verdict: Verdict | None = None
+    polished: Polished | None = None
 
 
 def factorise(
@@ -121,7 +123,7 @@ def factorise(
         polished = _polish(converted, dense, planned, polish_steps, seed, progress=progress)
     verdict = None if spare_ranks else judge(dense, converted, planned, wanted, polished)  # those go on to be trained
     network.model.cpu()
-    return Conversion(planned.plan, converted.cpu(), planned.calibration, planned.held_out, verdict)
+    return Conversion(planned.plan, converted.cpu(), planned.calibration, planned.held_out, verdict, polished)
 
 
 def _polish(

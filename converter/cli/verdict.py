@@ -17,8 +17,8 @@ from .planned import Planned
 _HOLDS = 0.8
 """Part of the answers that must be the dense network's."""
 
-_EASED = (0.5, 0.25)
-"""Parts of the cut that are tried where the whole of it does not hold."""
+_TRIES = 2
+"""Gentler budgets to try where the wanted one does not hold: half of the cut, then a quarter of it more or less."""
 
 
 @dataclass(frozen=True)
@@ -96,10 +96,15 @@ def judge(
     found = agreement(converted, dense, planned.held_out)
     if found.part >= _HOLDS or planned.replan is None or not isinstance(wanted, (MacBudget, ParamBudget)):
         return Verdict(found, polished=polished)
-    for part in _EASED:
+    part, step, holds, gentlest = 0.5, 0.25, "", ""
+    for _ in range(_TRIES):
         gentler = replace(wanted, fraction=round(1 - part * (1 - wanted.fraction), 4))
         plan = planned.replan(gentler)
         tried = agreement(convert(dense, plan, calibration=planned.calibration), dense, planned.held_out)
         if tried.part >= _HOLDS:
-            return Verdict(found, f"{wanted} is too tight without training: {gentler} would hold ({tried})", polished)
-    return Verdict(found, f"{wanted} is too tight without training, and so is {gentler} still ({tried})", polished)
+            holds = f"{gentler} would hold ({tried})"
+        elif not holds:
+            gentlest = f"{gentler} still ({tried})"
+        part, step = part + (step if tried.part >= _HOLDS else -step), step / 2
+    advice = holds or f"and so is {gentlest}"
+    return Verdict(found, f"{wanted} is too tight without training{':' if holds else ','} {advice}", polished)

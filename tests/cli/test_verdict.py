@@ -64,6 +64,8 @@ def test_compress_says_it_in_its_notes(dprp: Any, tmp_path: Path) -> None:
             rf"the same answer as the dense network on [\d.]+ % of {images} images that it was .*", note
         )
         assert ("polishing" in note) is (epochs == 0 and steps > 0)
+        before = [note for note in run.json()["notes"] if note.startswith("before training: polish")]
+        assert len(before) == (epochs > 0 and steps > 0)
 
 
 def test_polishing_says_what_it_added(dprp: Any, tmp_path: Path) -> None:
