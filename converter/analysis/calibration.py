@@ -33,8 +33,11 @@ Energies = Mapping[tuple[str, Form], Tensor]
 RIDGE = 1e-4
 """Added to second moments, relative to the mean of their diagonal."""
 
-PLANNING_IMAGES = 256
+_PLANNING_IMAGES = 128
 """Errors for planning are means over this many images at most: they settle long before that."""
+
+_FEELING_IMAGES = 256
+"""Images at most whose answers say what they feel of each output: one sample each, where maps have thousands."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +77,7 @@ def calibrate(
 
     Returns:
         The images and the errors. Moments are made layer by layer and dropped again, so memory is bounded by the
-        activations of 256 images.
+        activations of 128 images.
 
     Raises:
         ModelError: no images, images or weights that are not finite, or images that the model cannot take.
@@ -93,7 +96,7 @@ def calibrate(
     modules = dict(model.named_modules())
     axes = batch_axes(model, wanted, sample)
     centred = takes_up_means(model, wanted, sample)
-    felt_by = sample[:PLANNING_IMAGES]
+    felt_by = sample[:_FEELING_IMAGES]
     metrics = output_metrics(
         model, {name: layer.shape for name, layer in wanted.items() if layer.shape}, felt_by, axes
     )
@@ -121,7 +124,7 @@ def calibrate(
     ]
     try:
         with evaluating(model):
-            run(model, sample[: images_in_memory(shapes, PLANNING_IMAGES)])
+            run(model, sample[: images_in_memory(shapes, _PLANNING_IMAGES)])
     finally:
         for handle in handles:
             handle.remove()

@@ -22,11 +22,17 @@ from ..analysis.divergence import answers, divergence_between
 from ..planning.plan import Plan
 from .converting import convert
 
-_FITTED, _JUDGED = 256, 600
-"""Images at most; a third of them all judges."""
+_FEWEST_FITTED, _MOST_FITTED, _JUDGED = 64, 128, 300
+"""Images; a third of them all judges."""
 
-_MACS = 6e11
+_TRIAL_MACS = 8e10
+"""Multiply-adds to spend on the fits of one trial, which decides how many images they see."""
+
+_MACS = 3e11
 """Multiply-adds to spend on trials: about half a minute on two cores for a small network."""
+
+_WALKS = 4
+"""Both networks walk through a conversion, and the new one twice again for the statistics of its norms."""
 
 _FEWEST, _MOST = 3, 16
 
@@ -39,9 +45,12 @@ def usual_trials(macs: int, images: int) -> int:
         images: that there are to calibrate with.
     """
     judged = -(-images // 3)
-    # Both networks walk through a conversion, and the new one twice again for the statistics of its norms.
-    walked = 4 * min(_FITTED, images - judged) + min(_JUDGED, judged)
+    walked = _WALKS * min(_fitted(macs), images - judged) + min(_JUDGED, judged)
     return max(_FEWEST, min(_MOST, int(_MACS / max(1, macs * walked))))
+
+
+def _fitted(macs: int) -> int:
+    return max(_FEWEST_FITTED, min(_MOST_FITTED, int(_TRIAL_MACS / (_WALKS * max(1, macs)))))
 
 
 @torch.no_grad()
@@ -63,7 +72,7 @@ def choose_plan(model: nn.Module, plans: Sequence[Plan], calibration: Calibratio
     if len(different) < 2 or len(calibration.images) < 2:
         return 0
     judges = calibration.images[::3][:_JUDGED]
-    others = torch.cat([calibration.images[1::3], calibration.images[2::3]])[:_FITTED]
+    others = torch.cat([calibration.images[1::3], calibration.images[2::3]])[: _fitted(plans[0].macs)]
     trial = replace(calibration, images=others)
     wanted = answers(model, judges, temperature=TEMPERATURE)
     scores = {}

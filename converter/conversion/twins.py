@@ -25,7 +25,7 @@ from ..lowrank.shapes import LayerShape
 _FEWEST_TO_SPLIT = 12
 """Images below which none is spared to choose a ridge by."""
 
-_REFITTED, _SAMPLES = 64, 40
+_REFITTED, _SAMPLES = 32, 40
 """A layer that stays dense is fitted on so many images at least, and on so many samples for each of its inputs."""
 
 
