@@ -19,7 +19,6 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import ModelError
-from ..lowrank.moments import LARGEST_MOMENT
 from ..lowrank.shapes import LayerShape
 from .answer_slopes import Call, answer_slopes, images_with_slopes, usable
 from .memory import bytes_kept
@@ -31,6 +30,9 @@ OutputMetrics = Mapping[str, Tensor]
 
 _FLOOR = 1e-3
 """Of a metric's mean diagonal, added to it: what no image's answers feel still counts a little."""
+
+_LARGEST = 2048
+"""Outputs of the largest metric made, 32 MB: all of a network's are kept, and few images tell no more apart."""
 
 
 @dataclass
@@ -88,7 +90,7 @@ def output_metrics(
     sums = {
         name: _Slopes(images.new_zeros((shape.groups, size, size), dtype=torch.float64))
         for name, shape in shapes.items()
-        if axes.get(name) is not None and 1 < (size := shape.outputs // shape.groups) <= LARGEST_MOMENT
+        if axes.get(name) is not None and 1 < (size := shape.outputs // shape.groups) <= _LARGEST
     }
     modules = {name: probe.get_submodule(name) for name in sums}
     at_once = images_with_slopes(sum(bytes_kept(shape) for shape in shapes.values()))

@@ -29,7 +29,7 @@ _TRIAL_MACS = 8e10
 """Multiply-adds to spend on the fits of one trial, which decides how many images they see."""
 
 _MACS = 3e11
-"""Multiply-adds to spend on trials: about half a minute on two cores for a small network."""
+"""Multiply-adds to spend on trials: about 20 s on two cores for a small network."""
 
 _WALKS = 4
 """Both networks walk through a conversion, and the new one twice again for the statistics of its norms."""
@@ -38,7 +38,7 @@ _FEWEST, _MOST = 3, 16
 
 
 def usual_trials(macs: int, images: int) -> int:
-    """Plans to try in about half a minute on two cores, three at least.
+    """Plans to try in about 20 s on two cores, three at least.
 
     Args:
         macs: of one image.
