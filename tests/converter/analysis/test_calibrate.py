@@ -228,46 +228,6 @@ def test_few_images_are_told_apart_all_the_same(residual: nn.Module, images: int
     convert(residual, plan_ranks(layers, RankRatio(0.3)), calibration=calibration)  # a warning is an error here
 
 
-@pytest.mark.parametrize("outside", [False, True])
-def test_autocast_changes_no_moment(residual: nn.Module, outside: bool) -> None:
-    class Inside(nn.Module):
-        def __init__(self, net: nn.Module) -> None:
-            super().__init__()
-            self.net = net
-
-        def forward(self, x: Tensor) -> Tensor:
-            with torch.autocast("cpu", dtype=torch.bfloat16):
-                return self.net(x)
-
-    images = torch.randn(40, 3, 16, 16)
-    wanted = calibrate(residual, survey(residual, EXAMPLE), images).energies
-    model = residual if outside else Inside(residual)
-    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=outside):
-        layers = survey(model, EXAMPLE)
-        calibration = calibrate(model, layers, images)
-        plan = plan_ranks(layers, RankRatio(0.4), energies=calibration.energies)
-        new = convert(model, plan, calibration=calibration)
-        sensitivities(model, layers, calibration, Sensitivity.MIXED)
-        assert (new(images).float() - residual(images).float()).norm() < 0.5 * residual(images).float().norm()
-    found = calibration.energies["stem" if outside else "net.stem", Form.SPATIAL]
-    # The whole energy is a moment's; what is lost of it depends on what the answers feel, by slopes of the precision
-    # that the network runs in.
-    torch.testing.assert_close(found[0], wanted["stem", Form.SPATIAL][0], rtol=1e-5, atol=1e-6)
-    torch.testing.assert_close(found, wanted["stem", Form.SPATIAL], rtol=1e-2, atol=1e-6)
-    assert all(parameter.dtype == torch.float32 for parameter in new.parameters())
-
-
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
-def test_networks_of_another_precision(residual: nn.Module, dtype: torch.dtype) -> None:
-    model = residual.to(dtype)
-    images = torch.randn(30, 3, 16, 16, dtype=dtype)
-    layers = survey(model, EXAMPLE.to(dtype))
-    calibration = calibrate(model, layers, images)
-    new = convert(model, plan_ranks(layers, MacBudget(0.7), energies=calibration.energies), calibration=calibration)
-    assert {parameter.dtype for parameter in new.parameters()} == {dtype}
-    assert bool(new(images).isfinite().all())
-
-
 class Many(nn.Module):
     """Answers as segmentation networks and classifiers with a second head give them."""
 

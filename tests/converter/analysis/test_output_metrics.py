@@ -108,11 +108,9 @@ def test_layers_and_networks_without_slopes_have_none() -> None:
 
         def __init__(self) -> None:
             super().__init__()
-            self.lost, self.depthwise, self.read = (
-                nn.Conv2d(3, 8, 3),
-                nn.Conv2d(3, 3, 3, groups=3),
-                nn.Conv2d(3, 8, 3),
-            )
+            self.lost = nn.Conv2d(3, 8, 3)
+            self.read = nn.Conv2d(3, 8, 3)
+            self.depthwise = nn.Conv2d(3, 3, 3, groups=3)
 
         def forward(self, x: Tensor) -> Tensor:
             with torch.no_grad():

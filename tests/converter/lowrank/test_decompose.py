@@ -78,8 +78,9 @@ def test_in_an_outputs_metric_nothing_is_nearer_and_tails_say_what_is_lost(
     matrix, moment, rank = problem
     each = each if matrix.shape[-2] % each == 0 else 1
     metric = metric_of(matrix, each, seed)
-    full = torch.stack([torch.kron(one, torch.eye(each)) for one in metric.reshape(-1, *metric.shape[-2:]).float()])
-    root = torch.linalg.cholesky(full.double().reshape(*matrix.shape[:-2], matrix.shape[-2], -1)).mT
+    eye = torch.eye(each, dtype=torch.float64)
+    full = torch.stack([torch.kron(one, eye) for one in metric.reshape(-1, *metric.shape[-2:])])
+    root = torch.linalg.cholesky(full.reshape(*matrix.shape[:-2], matrix.shape[-2], -1)).mT
 
     def felt(fit: Tensor) -> Tensor:
         return lost(root @ matrix, root @ fit, moment)
