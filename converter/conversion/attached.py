@@ -66,8 +66,8 @@ def attach_plan(model: nn.Module, plan: Plan) -> None:
 
 
 def attach_images(model: nn.Module, images: Tensor) -> None:
-    """Keeps images for `images_of`."""
-    setattr(model, _IMAGES, images)
+    """Keeps images for `images_of`: their own copy, for a view would keep all that it was cut from."""
+    setattr(model, _IMAGES, images.clone())
 
 
 def _on_top(before: Plan | None, plan: Plan) -> Plan:

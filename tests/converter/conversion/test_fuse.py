@@ -18,6 +18,7 @@ from dprp.converter import (
     plan_ranks,
     survey,
 )
+from dprp.converter.conversion.attached import images_of
 
 EXAMPLE = torch.zeros(1, 3, 16, 16)
 
@@ -57,6 +58,15 @@ def test_a_model_that_was_never_converted_needs_an_example(residual: nn.Module) 
     x = torch.randn(2, 3, 16, 16)
     torch.testing.assert_close(fused(x), residual(x), rtol=1e-4, atol=1e-5)
     assert not any(isinstance(module, nn.BatchNorm2d) for module in fused.modules())
+
+
+def test_a_converted_network_does_not_keep_all_images_alive(residual: nn.Module) -> None:
+    layers, images = survey(residual, EXAMPLE), torch.randn(8, 3, 16, 16)
+    model = convert(residual, plan_ranks(layers, RankRatio(0.5)), calibration=calibrate(residual, layers, images))
+    kept = images_of(model)
+    assert kept is not None
+    torch.testing.assert_close(kept, images[: len(kept)])
+    assert kept.untyped_storage().nbytes() == kept.nbytes
 
 
 def test_the_images_of_the_calibration_prove_the_fold(residual: nn.Module) -> None:
