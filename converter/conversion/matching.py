@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -39,6 +39,7 @@ class Pair:
         if not self._places:
             raise ModelError("the network has no low-rank layer that runs; convert it first, then polish")
         self._at_once = _at_once(model, images, batch)
+        self._sizes = _sizes(dense, self._places, torch.split(images[:batch], self._at_once))
 
     def backward(self, images: Tensor) -> float:
         """Gradients of the distance on a batch, some images at a time."""
@@ -75,9 +76,9 @@ class Pair:
             inside.setdefault(name, []).append(output.detach().clone())  # what follows may write to it
 
         def compare(name: str, output: Tensor) -> None:
-            there = inside.get(name, [])
-            if calls[name] < len(there) and there[calls[name]].shape == output.shape:
-                losses.append(_variances(output, there[calls[name]]))
+            call, there, sizes = calls[name], inside.get(name, []), self._sizes[name]
+            if call < min(len(there), len(sizes)) and there[call].shape == output.shape:
+                losses.append(F.mse_loss(output.float(), there[call].float()) / sizes[call])
             calls[name] += 1
 
         with torch.no_grad(), _watched(self._dense, self._places, keep):
@@ -96,6 +97,33 @@ def _places(model: nn.Module, dense: nn.Module, images: Tensor) -> list[str]:
     with _watched(model, wanted, lambda name, _: ran.add(name)), evaluating(model), torch.no_grad():
         run(model, images[:2])
     return [name for name in dict.fromkeys(wanted) if name in ran]
+
+
+@torch.no_grad()
+def _sizes(dense: nn.Module, places: list[str], parts: Sequence[Tensor]) -> dict[str, list[float]]:
+    """Variance of what each place gives in each of its calls; of its size where it is nearly constant."""
+    sums: dict[str, list[Tensor]] = {name: [] for name in places}
+    calls = dict.fromkeys(places, 0)
+
+    def look(name: str, output: Tensor) -> None:
+        values = output.float()
+        found = torch.tensor([values.numel(), float(values.sum()), float(values.square().sum())], dtype=torch.float64)
+        if calls[name] < len(sums[name]):
+            sums[name][calls[name]] += found
+        else:
+            sums[name].append(found)
+        calls[name] += 1
+
+    for part in parts:
+        calls = dict.fromkeys(places, 0)
+        with _watched(dense, places, look):
+            run(dense, part.clone())
+    return {name: [_size(*call.tolist()) for call in found] for name, found in sums.items()}
+
+
+def _size(count: float, total: float, squares: float) -> float:
+    square, mean = squares / max(1.0, count), total / max(1.0, count)
+    return max(square - mean**2, 1e-3 * square, 1e-12)
 
 
 @contextmanager

@@ -37,9 +37,13 @@ _FAN_IN = 16
 _SMALLEST = 1e-2
 """Size that a tensor near zero is taken to have, relative to 1: a bias of zeros must be able to move."""
 
+_RATE_AN_IMAGE, _HIGHEST_RATE = 1e-4, 0.02
+"""Steps grow with the batch, as in Goyal et al. (2017), "Accurate, large minibatch SGD"; measured for Adam here: best
+are 0.01 at 100 images of CIFAR-10 and 0.0003 to 0.001 at 16 of ImageNet, where 0.01 undoes half of what is gained."""
+
 _WARM_UP = 0.05
 
-_MACS = 4e12
+_MACS = 5e12
 """Multiply-adds to spend where nobody says how many steps."""
 
 _FEWEST_STEPS, _MOST_STEPS = 40, 300
@@ -52,14 +56,15 @@ class PolishConfig:
     Attributes:
         steps: of the optimizer, >= 1.
         batch: images a step, >= 1; None for 100, and 16 where they are larger than 64 x 64.
-        rate: peak step, relative to the size of each tensor; falls by a cosine after a short warm-up.
+        rate: peak step, relative to the size of each tensor; falls by a cosine after a short warm-up. None for 0.0001
+            an image of the batch, 0.02 at most.
         mirror: mirror half of the images, where they are maps.
         seed: of the order and the augmentation.
     """
 
     steps: int = 300
     batch: int | None = None
-    rate: float = 0.01
+    rate: float | None = None
     mirror: bool = True
     seed: int = 0
 
@@ -67,7 +72,7 @@ class PolishConfig:
         for name, value in (("steps", self.steps), ("batch", self.batch)):
             if value is not None and value < 1:
                 raise TrainingError(f"polish {name} {value} is below 1; give at least 1")
-        if not 0.0 < self.rate < 1.0:  # NaN fails this as well
+        if self.rate is not None and not 0.0 < self.rate < 1.0:  # NaN fails this as well
             raise TrainingError(f"polish rate {self.rate:g} is not in (0, 1); try 0.01")
 
 
@@ -133,7 +138,7 @@ def polish(
         distance = pair.judge(judges)
         best = before = distance()
         kept, state = 0, copy.deepcopy(model.state_dict())
-        step, rate = 0, config.rate
+        step, rate = 0, config.rate or min(_HIGHEST_RATE, _RATE_AN_IMAGE * batch_size)
         optimizer = _optimizer(list(wanting), rate)
         every = max(1, config.steps // _CHECKS)
         try:

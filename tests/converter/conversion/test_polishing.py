@@ -125,6 +125,17 @@ def test_a_rate_that_is_too_high_is_lowered(residual: nn.Module, monkeypatch: py
     assert rates == pytest.approx([0.9 * 0.3**step for step in range(len(rates))])
 
 
+@pytest.mark.parametrize(("batch", "rate"), [(10, 1e-3), (50, 5e-3)])
+def test_the_usual_rate_grows_with_the_batch(
+    residual: nn.Module, monkeypatch: pytest.MonkeyPatch, batch: int, rate: float
+) -> None:
+    rates = []
+    made = polishing._optimizer
+    monkeypatch.setattr(polishing, "_optimizer", lambda p, rate: rates.append(rate) or made(p, rate))  # type: ignore[func-returns-value]
+    polish(_converted(residual), residual, _images(), PolishConfig(1, batch), held_out=_images()[:5])
+    assert rates == pytest.approx([rate])
+
+
 def test_larger_networks_are_polished_in_fewer_steps(residual: nn.Module) -> None:
     assert usual_steps(residual, _images()) == 300
     assert usual_steps(residual, torch.zeros(2, 3, 1024, 1024)) < 300
