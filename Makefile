@@ -17,7 +17,7 @@ test: $(READY)
 check: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy -p dprp.files -p dprp.converter -p dprp.models -p dprp.export
+	$(BIN)/mypy -p dprp
 	$(BIN)/lint-imports
 
 bench: $(READY)

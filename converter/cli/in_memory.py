@@ -1,0 +1,281 @@
+"""The whole chain for a module in memory: `dprp.compress`, and what it gives."""
+
+from __future__ import annotations
+
+import json
+import secrets
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from ...export import Verification
+from ...files import written_whole
+from ..analysis.accuracy import Accuracy, evaluate
+from ..analysis.agreement import agreement
+from ..analysis.running import copied
+from ..analysis.sensitivity import Sensitivity
+from ..conversion.attached import plan_of
+from ..planning.plan import Plan
+from ..planning.planner import DEFAULT_RANK_MULTIPLE
+from ..planning.policies import MacBudget, ParamBudget, Policy, parse_budget
+from ..storage.checkpoint import load_compressed, save_compressed
+from ..storage.source import Source
+from ..training.config import FinetuneConfig
+from ..training.factor_moments import input_moments
+from ..training.finetuning import finetune
+from .conversion import CALIBRATION_IMAGES, factorise, forms_from, sensitivity_from
+from .data import Loader, held_out
+from .device import pick_device
+from .errors import CliError
+from .export import check_onnx_target, export_network
+from .folder import COMPRESSED, PLAN, SUMMARY, check_folder, made_whole
+from .network import Network
+from .totals import costs
+from .verdict import Verdict
+
+_BATCH = 100
+_JUDGED = 500
+"""Test images at most to compare a trained network's answers with the dense one's."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What compression did to a module.
+
+    Attributes:
+        budget: as the plan has it.
+        epochs: of training.
+        plan: ranks where they ended up, and why the other layers stayed dense.
+        dense, compressed: top-1 on the test batches; None without these.
+        verdict: how often the answers are the dense network's, on images that nothing was fitted on; None without.
+    """
+
+    budget: str
+    epochs: int
+    plan: Plan
+    dense: Accuracy | None
+    compressed: Accuracy | None
+    verdict: Verdict | None
+
+    def __str__(self) -> str:
+        lines = [str(self.plan)]
+        if self.dense is not None and self.compressed is not None:
+            lines.append(f"dense {self.dense}; compressed {self.compressed}")
+        if self.verdict is not None:
+            lines.append(str(self.verdict))
+        return "\n".join(lines)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return {
+            "budget": self.budget,
+            "epochs": self.epochs,
+            **costs(self.plan),
+            "top1": {
+                "dense": None if self.dense is None else self.dense.top1,
+                "compressed": None if self.compressed is None else self.compressed.top1,
+                "images": None if self.compressed is None else self.compressed.images,
+            },
+            "verdict": None if self.verdict is None else self.verdict.to_dict(),
+        }
+
+
+@dataclass(frozen=True)
+class Compressed:
+    """A compressed module.
+
+    Attributes:
+        model: in eval mode on the CPU, with low-rank layers; trains as any other.
+        plan: forms and ranks, and why the other layers stayed dense.
+        summary: what compression did.
+        example: a few inputs.
+    """
+
+    model: nn.Module
+    plan: Plan
+    summary: Outcome
+    example: Tensor
+
+    def save(self, folder: str | Path, *, force: bool = False) -> None:
+        """Writes compressed.safetensors, plan.json and summary.json; `dprp.load` reads the first.
+
+        Args:
+            folder: is made; its parent must exist.
+            force: replace what an earlier run left there.
+
+        Raises:
+            CliError, CheckpointError: nothing has been written then.
+        """
+        check_folder(Path(folder), force=force)
+        told = {**self.summary.to_dict(), "made_by": "compress", "result_id": secrets.token_hex(16)}
+        with made_whole(Path(folder), force=force) as work:
+            save_compressed(self.model, _source(self.example), work / COMPRESSED)
+            for name, text in ((PLAN, self.plan.to_json()), (SUMMARY, json.dumps(told, indent=1))):
+                with written_whole(work / name, force=False, error=CliError) as file:
+                    file.write_text(text + "\n", encoding="utf-8")
+
+    def to_onnx(self, path: str | Path, *, tolerance: float = 1e-4, force: bool = False) -> Verification:
+        """Fuses the factors and writes one ONNX file, if that computes the same as torch.
+
+        Args:
+            path: ends in .onnx.
+            tolerance: largest accepted difference, relative to the output's scale.
+            force: write over an existing file.
+
+        Raises:
+            CliError, ConverterError, ExportError: nothing has been written then.
+        """
+        target = check_onnx_target(path, inputs=(), force=force)
+        network = Network(self.model, _source(self.example), compressed=True)
+        return export_network(network, target, self.example, tolerance=tolerance, force=force)
+
+
+def compress(
+    model: nn.Module,
+    train: Iterable[Any] | None = None,
+    test: Iterable[Any] | None = None,
+    *,
+    budget: str | Policy,
+    epochs: int = 0,
+    images: Tensor | Iterable[Any] | None = None,
+    calibration_images: int = CALIBRATION_IMAGES,
+    forms: Sequence[str] = (),
+    keep: Sequence[str] = (),
+    rank_multiple: int = DEFAULT_RANK_MULTIPLE,
+    sensitivity: str = Sensitivity.BEST.value,
+    polish: int | None = None,
+    learning_rate: float = 0.005,
+    distill: float = 0.7,
+    mixed_precision: str = "no",
+    seed: int = 0,
+    device: str = "auto",
+    progress: bool = False,
+) -> Compressed:
+    """Compresses a module: plans ranks, converts, polishes or fine-tunes.
+
+    Args:
+        model: takes images (N, C, H, W); untouched.
+        train: batches of images and labels; without labels enough where there are no epochs.
+        test: batches of images and labels, to score both networks on.
+        budget: such as "macs=0.5", "params=0.4" or "latency=0.6"; or a policy, such as `MacBudget(0.5)`.
+        epochs: of fine-tuning on `train`, during which ranks fall to the plan's; 0 for none.
+        images: (N, C, H, W) or batches of them, to plan and to fit the factors on; the first of `train` without. No
+            labels are needed.
+        calibration_images: how many of these at most; some more judge.
+        forms, keep, rank_multiple, sensitivity, polish, learning_rate, distill, mixed_precision, seed: as for the
+            command `dprp compress`.
+        device: auto, cpu or cuda.
+        progress: show bars.
+
+    Raises:
+        CliError, ConverterError: one sentence; the module is as it was.
+    """
+    target = parse_budget(budget) if isinstance(budget, str) else budget
+    if epochs < 0:
+        raise CliError(f"epochs {epochs} is below 0; give 0 to stop after conversion, or more")
+    if epochs and train is None:
+        raise CliError(f"{epochs} epochs need training batches; give train, or epochs=0")
+    if calibration_images < 1:
+        raise CliError(f"calibration images {calibration_images} is below 1; give at least 1, or about 2000")
+    where = pick_device(device)
+    given = images if images is not None else train if train is not None else test
+    if given is None:
+        raise CliError("there are no images; give images=, (N, C, H, W) and without labels, or train")
+    wanted = calibration_images + held_out(calibration_images)
+    sample = _gathered(given, wanted)
+    to_prune = target if isinstance(target, (MacBudget, ParamBudget)) else None  # others name the ranks themselves
+    dense = copied(model).cpu().eval()
+    network = Network(dense, _source(sample), compressed=False)
+    made = factorise(
+        network,
+        target,
+        forms=forms_from(forms),
+        keep=keep,
+        rank_multiple=rank_multiple,
+        spare_ranks=epochs > 0 and to_prune is not None,
+        calibrate_on=_batches(sample),
+        calibration_images=calibration_images,
+        sensitivity=sensitivity_from(sensitivity),
+        polish_steps=0 if polish is None and epochs > 0 else polish,
+        seed=seed,
+        device=where,
+        progress=progress,
+    )
+    small, verdict = made.model, made.verdict
+    if epochs > 0:
+        assert train is not None
+        assert made.calibration is not None
+        config = FinetuneConfig(
+            epochs=epochs,
+            budget=to_prune,
+            learning_rate=learning_rate,
+            distill=distill,
+            rank_multiple=rank_multiple,
+            mixed_precision=mixed_precision,
+            seed=seed,
+            cpu=where.type == "cpu",
+        )
+        moments = input_moments(small, made.calibration.images)
+        small = finetune(small, train, config, evaluate_on=test, teacher=dense, moments=moments, progress=progress)
+        verdict = None  # training has seen the images that were held out
+    small, dense = small.to(where).eval(), dense.to(where)
+    before, after = (None, None) if test is None else (evaluate(dense, test), evaluate(small, test))
+    if verdict is None and test is not None:
+        verdict = Verdict(agreement(small, dense, _gathered(test, _JUDGED).to(where)))
+    small = small.cpu()
+    plan = plan_of(small)
+    return Compressed(small, plan, Outcome(plan.budget, epochs, plan, before, after, verdict), sample[:8].clone())
+
+
+def load(path: str | Path, model: nn.Module) -> nn.Module:
+    """Reads a compressed module.
+
+    Args:
+        path: the compressed.safetensors that `Compressed.save` wrote, or the folder.
+        model: the dense module, or one that is built like it; its weights do not matter, and it is untouched.
+
+    Returns:
+        The compressed module, in eval mode on the CPU.
+
+    Raises:
+        CheckpointError: it cannot be read, or does not fit the module.
+    """
+    path = Path(path)
+    return load_compressed(path / COMPRESSED if path.is_dir() else path, lambda _: copied(model).cpu()).model
+
+
+def _gathered(given: Tensor | Iterable[Any], count: int) -> Tensor:
+    """Up to so many images, in the order in which they come."""
+    if isinstance(given, Tensor):
+        found = given[:count]
+    else:
+        parts: list[Tensor] = []
+        for batch in given:
+            part = batch[0] if isinstance(batch, (tuple, list)) else batch
+            if not isinstance(part, Tensor):
+                raise CliError(f"batches are of {type(part).__name__}; give tensors of images, or (images, labels)")
+            parts.append(part)
+            if sum(map(len, parts)) >= count:
+                break
+        if not parts:
+            raise CliError("there are no images in the batches; give at least 1")
+        found = torch.cat(parts)[:count]
+    if found.dim() != 4 or not len(found):
+        raise CliError(f"images have the shape {tuple(found.shape)}; give (N, C, H, W) with N of at least 1")
+    return found.detach().cpu()
+
+
+def _batches(images: Tensor) -> Loader:
+    pairs = [(image, 0) for image in images]
+    return DataLoader(pairs, batch_size=_BATCH)  # type: ignore[arg-type]
+
+
+def _source(images: Tensor) -> Source:
+    """Says what the module eats; it is nobody's by name."""
+    channels = images.shape[1]
+    return Source("a module in memory", None, tuple(images.shape[1:]), (0.0,) * channels, (1.0,) * channels)

@@ -1,0 +1,108 @@
+"""One call compresses a module in memory; what it gives can be saved, read again and exported."""
+
+from __future__ import annotations
+
+import copy
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+
+import dprp
+from dprp.converter.cli.errors import CliError
+
+
+def _images(count: int = 60) -> Tensor:
+    return torch.randn(count, 3, 16, 16, generator=torch.Generator().manual_seed(1)).cumsum(-1) / 3
+
+
+def _labelled(model: nn.Module, count: int = 60) -> DataLoader[tuple[Tensor, ...]]:
+    with torch.no_grad():
+        return DataLoader(TensorDataset(_images(count), model(_images(count)).argmax(1)), batch_size=20)
+
+
+def _macs(result: dprp.Compressed) -> float:
+    return result.plan.fraction(dprp.Unit.MACS)
+
+
+def test_images_alone_are_enough(residual: nn.Module) -> None:
+    before = copy.deepcopy(residual.state_dict())
+    result = dprp.compress(residual, images=_images(), budget="macs=0.6", rank_multiple=1, polish=5)
+    assert _macs(result) <= 0.6
+    assert any(isinstance(module, dprp.LowRank) for module in result.model.modules())
+    assert not any(isinstance(module, dprp.LowRank) for module in residual.modules())
+    assert all(torch.equal(before[name], value) for name, value in residual.state_dict().items())
+    assert result.summary.verdict is not None
+    assert "the same answer as the dense network on" in str(result.summary)
+    assert result.summary.to_dict()["top1"] == {"dense": None, "compressed": None, "images": None}
+
+
+@pytest.mark.parametrize("kind", ["tensors", "pairs"])
+def test_images_may_come_in_batches(residual: nn.Module, kind: str) -> None:
+    images = _images()
+    batches = [part if kind == "tensors" else (part, torch.zeros(len(part))) for part in images.split(16)]
+    options = {"budget": dprp.MacBudget(0.6), "rank_multiple": 1, "polish": 0}
+    whole, parts = (dprp.compress(residual, images=given, **options) for given in (images, batches))  # type: ignore[arg-type]
+    torch.testing.assert_close(parts.model(images), whole.model(images))
+
+
+def test_the_whole_chain(residual: nn.Module, tmp_path: Path) -> None:
+    train, test = _labelled(residual), _labelled(residual, 40)
+    result = dprp.compress(residual, train, test, budget="macs=0.6", epochs=1, rank_multiple=1)
+    assert _macs(result) <= 0.6
+    assert result.plan == dprp.plan_of(result.model)
+    summary = result.summary.to_dict()
+    assert summary["top1"]["dense"] == 100.0
+    assert summary["top1"]["compressed"] == dprp.evaluate(result.model, test).top1
+    assert summary["verdict"]["images"] == 40
+
+    result.save(tmp_path / "out")
+    again = dprp.load(tmp_path / "out", residual)
+    assert torch.equal(again(_images()), result.model(_images()))
+    assert not any(isinstance(module, dprp.LowRank) for module in residual.modules())
+    with pytest.raises(CliError, match="exists already"):
+        result.save(tmp_path / "out")
+    result.save(tmp_path / "out", force=True)
+
+    result.to_onnx(tmp_path / "small.onnx")
+    session = onnxruntime.InferenceSession(tmp_path / "small.onnx", providers=["CPUExecutionProvider"])
+    (found,) = session.run(None, {session.get_inputs()[0].name: _images().numpy()})
+    np.testing.assert_allclose(found, result.model(_images()).detach().numpy(), rtol=1e-3, atol=1e-4)
+    with pytest.raises(CliError, match="exists"):
+        result.to_onnx(tmp_path / "small.onnx")
+
+
+def test_mistakes_are_one_sentence(residual: nn.Module) -> None:
+    for match, options in (
+        ("there are no images; give images=", {}),
+        ("2 epochs need training batches; give train, or epochs=0", {"epochs": 2, "images": _images()}),
+        ("epochs -1 is below 0", {"epochs": -1}),
+        (r"images have the shape \(3, 16, 16\); give \(N, C, H, W\)", {"images": _images()[0]}),
+        ("batches are of str; give tensors of images", {"images": ["cat.png"]}),
+        ("there are no images in the batches", {"images": []}),
+        ("calibration images 0 is below 1", {"images": _images(), "calibration_images": 0}),
+    ):
+        with pytest.raises(CliError, match=match):
+            dprp.compress(residual, budget="macs=0.5", **options)  # type: ignore[arg-type]
+
+
+def test_another_module_cannot_be_loaded_into(residual: nn.Module, tmp_path: Path) -> None:
+    dprp.compress(residual, images=_images(), budget="macs=0.6", rank_multiple=1, polish=0).save(tmp_path / "out")
+    with pytest.raises(dprp.CheckpointError):
+        dprp.load(tmp_path / "out", nn.Sequential(nn.Flatten(), nn.Linear(768, 10)))
+
+
+def test_every_public_name_is_there_and_torch_waits() -> None:
+    assert all(getattr(dprp, name) is not None for name in dprp.__all__)
+    assert len(set(dprp.__all__)) == len(dprp.__all__)
+    with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
+        _ = dprp.nothing
+    asked = "import sys, dprp; print(dprp.__version__, 'torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", asked], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == [dprp.__version__, "False"]
