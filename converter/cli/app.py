@@ -13,7 +13,6 @@ app = typer.Typer(
     name="dprp",
     help="Low-rank compression of pretrained CNNs: factorise, fine-tune with rank pruning, export verified ONNX.",
     rich_markup_mode="rich",
-    add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )

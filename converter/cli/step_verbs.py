@@ -178,3 +178,13 @@ def benchmark(
 
         answer = verb(files, threads=threads, batch=batch, rounds=rounds, device=device.value)
     show(answer, as_json=json)
+
+
+@app.command()
+def env(json: given.AsJson = False) -> None:
+    """Versions, processor and GPUs: what a bug report needs."""
+    with working():
+        from .env import env as verb
+
+        answer = verb()
+    show(answer, as_json=json)

@@ -14,7 +14,7 @@ import torch
 from dprp.models import DIGITS_WEIGHTS, build
 
 
-def _run(*arguments: object, cwd: Path) -> subprocess.CompletedProcess[str]:
+def _run(*arguments: object, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
     program = Path(sys.executable).with_name("dprp")
     return subprocess.run(
         [program, *map(str, arguments)],
@@ -23,7 +23,7 @@ def _run(*arguments: object, cwd: Path) -> subprocess.CompletedProcess[str]:
         text=True,
         timeout=1200,
         check=False,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "40"},
+        env={**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "40", **environment},
     )
 
 
@@ -31,8 +31,24 @@ def test_version_and_help(tmp_path: Path) -> None:
     assert _run("--version", cwd=tmp_path).stdout.startswith("dprp 0.")
     helped = _run("--help", cwd=tmp_path)
     assert helped.returncode == 0
-    for verb in ("survey", "convert", "finetune", "evaluate", "export", "benchmark", "compress", "demo"):
+    for verb in ("survey", "convert", "finetune", "evaluate", "export", "benchmark", "compress", "demo", "env"):
         assert verb in helped.stdout
+
+
+def test_env_says_what_a_bug_report_needs(tmp_path: Path) -> None:
+    told = json.loads(_run("env", "--json", cwd=tmp_path).stdout)
+    assert told["versions"]["torch"].partition("+")[0] == torch.__version__.partition("+")[0]
+    assert told["cpu_features"] == torch.backends.cpu.get_cpu_capability()
+    assert "CPUExecutionProvider" in told["providers"]
+    assert told["cores"] >= 1
+    read = _run("env", cwd=tmp_path).stdout
+    assert all(f"{name} " in read for name in told["versions"])
+    assert told["cpu"] in read
+
+
+def test_the_shell_completes_verbs(tmp_path: Path) -> None:
+    asked = {"_DPRP_COMPLETE": "complete_bash", "COMP_WORDS": "dprp co", "COMP_CWORD": "1"}
+    assert _run(cwd=tmp_path, **asked).stdout.split() == ["compress", "convert"]
 
 
 def test_mistakes_are_one_unbroken_line_and_exit_2(tmp_path: Path) -> None:
