@@ -5,12 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 from . import arguments as given
-from .app import app
+from .commands import command
 from .console import show, working
+from .recipes import running
 from .values import numbers_from, shape_from
 
 
-@app.command()
+@command
 def compress(
     model: given.Model,
     data: given.Data,
@@ -75,11 +76,12 @@ def compress(
             force=force,
             seed=seed,
             device=device.value,
+            recipe=running.get(),
         )
     show(answer, as_json=json)
 
 
-@app.command()
+@command
 def demo(
     output: given.OutputFolder = Path("dprp-demo"),
     seed: given.Seed = 0,
@@ -90,5 +92,5 @@ def demo(
     with working():
         from .demo import demo as verb
 
-        answer = verb(output=output, seed=seed, device=device.value)
+        answer = verb(output=output, seed=seed, device=device.value, recipe=running.get())
     show(answer, as_json=json)

@@ -24,7 +24,7 @@ from .data import Batches, data_file, open_data
 from .device import pick_device
 from .errors import CliError
 from .export import export_network
-from .folder import COMPRESSED, COMPRESSED_ONNX, DENSE_ONNX, PLAN, SUMMARY, check_folder, made_whole
+from .folder import COMPRESSED, COMPRESSED_ONNX, DENSE_ONNX, PLAN, RECIPE, SUMMARY, check_folder, made_whole
 from .measure import summarise
 from .network import Network, open_network
 from .summary import Summary
@@ -66,6 +66,7 @@ def compress(
     device: str = "auto",
     quiet: bool = False,
     made_by: str = "compress",
+    recipe: str | None = None,
 ) -> Summary:
     """Compresses, fine-tunes, fuses, exports, verifies, scores and times a network.
 
@@ -74,7 +75,8 @@ def compress(
         data: as `dprp.models.load_data` takes it.
         budget: such as "macs=0.5" or "latency=0.6"; under latency, fine-tuning keeps the planned ranks.
         epochs: of fine-tuning; 0 stops after conversion.
-        output: folder for plan.json, compressed.safetensors, dense.onnx, compressed.onnx and summary.json.
+        output: folder for plan.json, compressed.safetensors, dense.onnx, compressed.onnx, summary.json and,
+            from the command line, recipe.yaml.
         checkpoint: weights.
         forms: channel, pointwise, spatial; () for all.
         keep: name patterns of layers that stay dense.
@@ -96,6 +98,7 @@ def compress(
         device: auto, cpu or cuda, for all but the ONNX files.
         quiet: show neither notes nor a progress bar.
         made_by: the verb that the summary names; `demo` is this one with its own network and images.
+        recipe: text of recipe.yaml; None for no such file.
 
     Returns:
         Dense against compressed.
@@ -204,6 +207,8 @@ def compress(
                 low_rank.cpu()
                 network.model.cpu()
             summary = replace(summary, notes=(*summary.notes, str(said)))
-        with written_whole(work / SUMMARY, force=False, error=CliError) as file:
-            file.write_text(json.dumps(summary.to_dict(), indent=1) + "\n", encoding="utf-8")
+        for name, text in ((SUMMARY, json.dumps(summary.to_dict(), indent=1) + "\n"), (RECIPE, recipe)):
+            if text is not None:
+                with written_whole(work / name, force=False, error=CliError) as file:
+                    file.write_text(text, encoding="utf-8")
     return summary

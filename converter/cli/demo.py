@@ -17,7 +17,14 @@ EPOCHS = 5
 VERB = "demo"
 
 
-def demo(*, output: Path | str = "dprp-demo", seed: int = 0, device: str = "auto", quiet: bool = False) -> Summary:
+def demo(
+    *,
+    output: Path | str = "dprp-demo",
+    seed: int = 0,
+    device: str = "auto",
+    quiet: bool = False,
+    recipe: str | None = None,
+) -> Summary:
     """Compresses a small CNN, pretrained on scikit-learn's 1,797 digits, to half its MACs.
 
     Args:
@@ -25,6 +32,7 @@ def demo(*, output: Path | str = "dprp-demo", seed: int = 0, device: str = "auto
         seed: of the run.
         device: auto, cpu or cuda.
         quiet: show neither notes nor a progress bar.
+        recipe: as for `compress`.
 
     Returns:
         Dense against compressed.
@@ -53,6 +61,7 @@ def demo(*, output: Path | str = "dprp-demo", seed: int = 0, device: str = "auto
             device=device,
             quiet=quiet,
             made_by=VERB,
+            recipe=recipe,
         )
     finally:
         torch.set_num_threads(threads)

@@ -20,7 +20,8 @@ COMPRESSED = "compressed.safetensors"
 DENSE_ONNX = "dense.onnx"
 COMPRESSED_ONNX = "compressed.onnx"
 SUMMARY = "summary.json"
-FILES = frozenset({PLAN, COMPRESSED, DENSE_ONNX, COMPRESSED_ONNX, SUMMARY})
+RECIPE = "recipe.yaml"
+FILES = frozenset({PLAN, COMPRESSED, DENSE_ONNX, COMPRESSED_ONNX, SUMMARY, RECIPE})
 
 _OLD, _NEW = "old", "new"
 _LARGEST_SUMMARY = 2**20

@@ -8,12 +8,12 @@ from typing import Annotated
 from typer import Option
 
 from . import arguments as given
-from .app import app
+from .commands import command
 from .console import show, working
 from .values import numbers_from, shape_from
 
 
-@app.command()
+@command
 def survey(
     model: given.Model,
     checkpoint: given.Checkpoint = None,
@@ -40,7 +40,7 @@ def survey(
     show(answer, as_json=json)
 
 
-@app.command()
+@command
 def plan(
     model: given.Model,
     output: given.OptionalOutput = None,
@@ -99,7 +99,7 @@ def plan(
     show(answer, as_json=json)
 
 
-@app.command()
+@command
 def convert(
     model: given.Model,
     output: given.Output,

@@ -8,12 +8,12 @@ from typing import Annotated
 from typer import Argument, Option
 
 from . import arguments as given
-from .app import app
+from .commands import command
 from .console import show, working
 from .values import numbers_from, shape_from
 
 
-@app.command()
+@command
 def finetune(
     file: Annotated[Path, Argument(metavar="FILE", show_default=False, help="A compressed .safetensors.")],
     data: given.Data,
@@ -74,7 +74,7 @@ def finetune(
     show(answer, as_json=json)
 
 
-@app.command()
+@command
 def evaluate(
     model: given.AnyModel,
     data: given.Data,
@@ -117,7 +117,7 @@ def evaluate(
     show(answer, as_json=json)
 
 
-@app.command()
+@command
 def export(
     model: given.AnyModel,
     output: given.Output,
@@ -158,7 +158,7 @@ def export(
     show(answer, as_json=json)
 
 
-@app.command()
+@command
 def benchmark(
     files: Annotated[
         list[Path], Argument(metavar="FILE...", show_default=False, help="ONNX files; the first counts 1.")
@@ -180,7 +180,7 @@ def benchmark(
     show(answer, as_json=json)
 
 
-@app.command()
+@command
 def env(json: given.AsJson = False) -> None:
     """Versions, processor and GPUs: what a bug report needs."""
     with working():

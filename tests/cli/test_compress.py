@@ -21,7 +21,7 @@ from dprp.converter.cli.summary import Figures, Summary, remarks
 from dprp.export import ExportError, onnx_macs
 from dprp.models import DIGITS_WEIGHTS
 
-FILES = ["compressed.onnx", "compressed.safetensors", "dense.onnx", "plan.json", "summary.json"]
+FILES = ["compressed.onnx", "compressed.safetensors", "dense.onnx", "plan.json", "recipe.yaml", "summary.json"]
 START = (
     "compress",
     "digits_cnn",

@@ -116,6 +116,16 @@ def test_answers_of_several_parts(residual: nn.Module, wrap: Callable[[Tensor], 
     assert torch.equal(images, before)
 
 
+def test_activations_that_write_to_what_is_compared() -> None:
+    torch.manual_seed(0)
+    dense = nn.Sequential(
+        nn.Conv2d(3, 16, 3), nn.BatchNorm2d(16), nn.ReLU6(inplace=True), nn.Conv2d(16, 16, 3), nn.ReLU(inplace=True)
+    ).eval()
+    model = convert(dense, plan_ranks(survey(dense, _images()[:1]), FixedRank(2)))
+    found = polish(model, dense, _images(), QUICK)
+    assert found.after < found.before
+
+
 def test_a_rate_that_is_too_high_is_lowered(residual: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
     rates = []
     made = polishing._optimizer

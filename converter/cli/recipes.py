@@ -1,0 +1,113 @@
+"""Recipes: the options of a verb in a file, which the command line overrides.
+
+A recipe is YAML or TOML: one key an option, named as on the command line without its dashes, and the positional ones
+by their name in the usage line, in small letters:
+
+    model: cifar_resnet20
+    checkpoint: resnet20.th
+    budget: macs=0.5
+    keep: [conv1, linear]
+
+Paths are those of the command line: relative to where it runs.
+"""
+
+from __future__ import annotations
+
+import difflib
+import sys
+from collections.abc import Iterable, Mapping
+from contextvars import ContextVar
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+from ...files import check_input, quoted, reading
+from .errors import CliError
+
+_LARGEST = 2**16
+_KINDS = (str, int, float, bool)
+
+running: ContextVar[str | None] = ContextVar("running", default=None)
+"""The recipe of the verb that runs, as `written` writes it."""
+
+
+def read_recipe(path: Path, repeatable: Mapping[str, bool]) -> dict[str, Any]:
+    """Options by the name of their parameter.
+
+    Args:
+        path: .yaml, .yml or .toml.
+        repeatable: the verb's parameters, and whether they take a list.
+
+    Raises:
+        CliError: no such file, not a recipe, an option that the verb does not have, or a value that is none; names
+            the file and the key.
+    """
+    check_input(path, error=CliError, largest=_LARGEST, what="a recipe (.yaml or .toml)")
+    with reading(path, error=CliError):
+        text = path.read_text(encoding="utf-8")
+    found = _parsed(path, text)
+    if not isinstance(found, dict):
+        raise CliError(f"{quoted(path)}: is no table of options; write one a line, such as budget: macs=0.5")
+    options = {}
+    for key, value in found.items():
+        name = str(key).replace("-", "_")
+        if name not in repeatable:
+            raise CliError(f"{quoted(path)}: {_unknown(str(key), repeatable)}")
+        if value is None:
+            continue
+        several = isinstance(value, list)
+        if not all(isinstance(one, _KINDS) for one in (value if several else [value])):
+            raise CliError(f"{quoted(path)}: {key} is no plain value; give text, a number, true or false, or a list")
+        if several and not repeatable[name]:
+            raise CliError(f"{quoted(path)}: {key} takes one value, not a list; give one")
+        options[name] = value if several or not repeatable[name] else [value]
+    return options
+
+
+def written(verb: str, options: Mapping[str, Any]) -> str:
+    """A recipe with the options as they are, those without a value left out."""
+    import yaml
+
+    plain = {name.replace("_", "-"): _plain(value) for name, value in options.items() if value not in (None, [], ())}
+    text: str = yaml.safe_dump(plain, sort_keys=False, allow_unicode=True)
+    return f"# dprp {verb} --recipe THIS_FILE\n{text}"
+
+
+def _parsed(path: Path, text: str) -> Any:
+    if path.suffix in (".yaml", ".yml"):
+        import yaml
+
+        try:
+            return yaml.safe_load(text)
+        except (yaml.YAMLError, ValueError, RecursionError) as error:
+            raise CliError(f"{quoted(path)}: is not YAML ({_line(error)}); check it") from error
+    if path.suffix == ".toml":
+        if sys.version_info >= (3, 11):
+            import tomllib
+        else:
+            import tomli as tomllib  # type: ignore[import-not-found, unused-ignore]
+
+        try:
+            return tomllib.loads(text)
+        except (tomllib.TOMLDecodeError, RecursionError) as error:
+            raise CliError(f"{quoted(path)}: is not TOML ({_line(error)}); check it") from error
+    raise CliError(f"{quoted(path)}: a recipe is a .yaml or .toml file; name it so")
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__
+
+
+def _unknown(key: str, known: Iterable[str]) -> str:
+    names = sorted(name.replace("_", "-") for name in known)
+    near = difflib.get_close_matches(key, names, 1)
+    meant = f"did you mean {near[0]}?" if near else f"there are {', '.join(names)}"
+    return f"{key[:100]!r} is no option of this verb; {meant}"
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Enum):
+        return value.value
+    if isinstance(value, (list, tuple)):
+        return [_plain(one) for one in value]
+    return value if isinstance(value, _KINDS) else str(value)
