@@ -183,7 +183,7 @@ def compress(
     if calibration_images < 1:
         raise CliError(f"calibration images {calibration_images} is below 1; give at least 1, or about 2000")
     where = pick_device(device)
-    given = images if images is not None else train if train is not None else test
+    given = train if images is None else images  # never the test images, which are to score by
     if given is None:
         raise CliError("there are no images; give images=, (N, C, H, W) and without labels, or train")
     wanted = calibration_images + held_out(calibration_images)

@@ -81,6 +81,7 @@ def test_the_whole_chain(residual: nn.Module, tmp_path: Path) -> None:
 def test_mistakes_are_one_sentence(residual: nn.Module) -> None:
     for match, options in (
         ("there are no images; give images=", {}),
+        ("there are no images; give images=", {"test": _labelled(residual)}),
         ("2 epochs need training batches; give train, or epochs=0", {"epochs": 2, "images": _images()}),
         ("epochs -1 is below 0", {"epochs": -1}),
         (r"images have the shape \(3, 16, 16\); give \(N, C, H, W\)", {"images": _images()[0]}),
