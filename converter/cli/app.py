@@ -46,6 +46,6 @@ def main(argv: list[str] | None = None) -> int:
     Returns:
         The exit code: 0, 2 after a user's mistake, 130 when interrupted.
     """
-    from . import chain_verbs, plan_verbs, step_verbs  # noqa: F401  they register themselves
+    from . import verbs  # noqa: F401  they register themselves
 
     return exit_code(lambda: get_command(app).main(args=argv, prog_name="dprp", standalone_mode=False))

@@ -241,7 +241,6 @@ OptionalOutput = Annotated[
 ]
 OutputFolder = Annotated[Path, Option("--output", "-o", help="Folder to write.")]
 Force = Annotated[bool, Option("--force", help="Write over what is there.")]
-AsJson = Annotated[bool, Option("--json", help="One JSON document on stdout, for machines.")]
 Seed = Annotated[int, Option(min=0, max=2**63 - 1, rich_help_panel=_MACHINE, help="Of the random numbers.")]
 Device = Annotated[DeviceName, Option(rich_help_panel=_MACHINE, help="Where to compute.")]
 Threads = Annotated[

@@ -16,8 +16,6 @@ from __future__ import annotations
 import difflib
 import sys
 from collections.abc import Iterable, Mapping
-from contextvars import ContextVar
-from enum import Enum
 from pathlib import Path
 from typing import Any
 
@@ -27,16 +25,13 @@ from .errors import CliError
 _LARGEST = 2**16
 _KINDS = (str, int, float, bool)
 
-running: ContextVar[str | None] = ContextVar("running", default=None)
-"""The recipe of the verb that runs, as `written` writes it."""
-
 
 def read_recipe(path: Path, repeatable: Mapping[str, bool]) -> dict[str, Any]:
-    """Options by the name of their parameter.
+    """Options by name.
 
     Args:
         path: .yaml, .yml or .toml.
-        repeatable: the verb's parameters, and whether they take a list.
+        repeatable: the verb's options by name, and whether they take a list.
 
     Raises:
         CliError: no such file, not a recipe, an option that the verb does not have, or a value that is none; names
@@ -50,7 +45,7 @@ def read_recipe(path: Path, repeatable: Mapping[str, bool]) -> dict[str, Any]:
         raise CliError(f"{quoted(path)}: is no table of options; write one a line, such as budget: macs=0.5")
     options = {}
     for key, value in found.items():
-        name = str(key).replace("-", "_")
+        name = str(key)
         if name not in repeatable:
             raise CliError(f"{quoted(path)}: {_unknown(str(key), repeatable)}")
         if value is None:
@@ -68,7 +63,7 @@ def written(verb: str, options: Mapping[str, Any]) -> str:
     """A recipe with the options as they are, those without a value left out."""
     import yaml
 
-    plain = {name.replace("_", "-"): _plain(value) for name, value in options.items() if value not in (None, [], ())}
+    plain = {name: _writable(value) for name, value in options.items() if value not in (None, [], ())}
     text: str = yaml.safe_dump(plain, sort_keys=False, allow_unicode=True)
     return f"# dprp {verb} --recipe THIS_FILE\n{text}"
 
@@ -99,15 +94,13 @@ def _line(error: Exception) -> str:
 
 
 def _unknown(key: str, known: Iterable[str]) -> str:
-    names = sorted(name.replace("_", "-") for name in known)
+    names = sorted(known)
     near = difflib.get_close_matches(key, names, 1)
     meant = f"did you mean {near[0]}?" if near else f"there are {', '.join(names)}"
     return f"{key[:100]!r} is no option of this verb; {meant}"
 
 
-def _plain(value: Any) -> Any:
-    if isinstance(value, Enum):
-        return value.value
+def _writable(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
-        return [_plain(one) for one in value]
+        return [_writable(one) for one in value]
     return value if isinstance(value, _KINDS) else str(value)

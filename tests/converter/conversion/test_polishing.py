@@ -135,15 +135,16 @@ def test_a_rate_that_is_too_high_is_lowered(residual: nn.Module, monkeypatch: py
     assert rates == pytest.approx([0.9 * 0.3**step for step in range(len(rates))])
 
 
-@pytest.mark.parametrize(("batch", "rate"), [(10, 1e-3), (50, 5e-3)])
-def test_the_usual_rate_grows_with_the_batch(
-    residual: nn.Module, monkeypatch: pytest.MonkeyPatch, batch: int, rate: float
+@pytest.mark.parametrize(("size", "rate"), [(16, 0.01), (80, 0.0004)])
+def test_larger_images_are_polished_on_in_smaller_steps(
+    residual: nn.Module, monkeypatch: pytest.MonkeyPatch, size: int, rate: float
 ) -> None:
     rates = []
     made = polishing._optimizer
     monkeypatch.setattr(polishing, "_optimizer", lambda p, rate: rates.append(rate) or made(p, rate))  # type: ignore[func-returns-value]
-    polish(_converted(residual), residual, _images(), PolishConfig(1, batch), held_out=_images()[:5])
-    assert rates == pytest.approx([rate])
+    images = nn.functional.interpolate(_images()[:6], size)
+    polish(_converted(residual), residual, images, PolishConfig(1), held_out=images)
+    assert rates == [rate]
 
 
 def test_larger_networks_are_polished_in_fewer_steps(residual: nn.Module) -> None:
