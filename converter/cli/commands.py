@@ -22,12 +22,17 @@ from .recipes import read_recipe, written
 from .values import numbers_from, shape_from
 
 _PANEL = "Recipe"
-_AsText: dict[str, Callable[[str | None], Any]] = {
+_READERS: dict[str, Callable[[str | None], Any]] = {
     "input_shape": shape_from,
     "mean": partial(numbers_from, "--mean"),
     "std": partial(numbers_from, "--std"),
 }
-"""Values that the command line takes as text."""
+"""Options that the command line takes as text."""
+
+_JSON = typer.Option("--json", help="One JSON document on stdout, for machines.")
+_PRINT_RECIPE = typer.Option(
+    "--print-recipe", rich_help_panel=_PANEL, help="Print all options as a recipe, and do no more."
+)
 
 
 def command(signature: Callable[..., None]) -> Callable[..., None]:
@@ -74,12 +79,6 @@ def command(signature: Callable[..., None]) -> Callable[..., None]:
     return signature
 
 
-_JSON = typer.Option("--json", help="One JSON document on stdout, for machines.")
-_PRINT_RECIPE = typer.Option(
-    "--print-recipe", rich_help_panel=_PANEL, help="Print all options as a recipe, and do no more."
-)
-
-
 def _recipe(take: Callable[..., Path | None]) -> Any:
     return typer.Option(
         "--recipe",
@@ -104,8 +103,8 @@ def _key(parameter: str, hint: Any) -> str:
 
 def _taken(parameter: str, value: Any) -> Any:
     """A value as the verb's function takes it."""
-    if parameter in _AsText:
-        return _AsText[parameter](value)
+    if parameter in _READERS:
+        return _READERS[parameter](value)
     if value is None and parameter in ("forms", "keep"):
         return ()
     return _plain(value)
