@@ -53,7 +53,7 @@ def main() -> None:
     parser.add_argument("--trials", type=int, help="plans to try; as many as suit without")
     parser.add_argument("--sample", type=int, help="seed of the choice of calibration images; the first ones without")
     parser.add_argument("--polish", type=int, nargs="?", const=-1, help="steps of polishing; alone, the usual number")
-    parser.add_argument("--rate", type=float, help="of polishing; what suits the batch without")
+    parser.add_argument("--rate", type=float, help="of polishing; what suits the images without")
     parser.add_argument("--plain", action="store_true", help="score plain SVD, too")
     arguments = parser.parse_args()
     model = build(arguments.model)

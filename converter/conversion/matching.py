@@ -104,7 +104,6 @@ def _places(model: nn.Module, dense: nn.Module, images: Tensor) -> list[str]:
 def _sizes(dense: nn.Module, places: list[str], parts: Sequence[Tensor]) -> dict[str, list[float]]:
     """Variance of what each place gives in each of its calls; of its size where it is nearly constant."""
     sums: dict[str, list[Tensor]] = {name: [] for name in places}
-    calls = dict.fromkeys(places, 0)
 
     def look(name: str, output: Tensor) -> None:
         values = output.float()

@@ -174,9 +174,8 @@ def usual_steps(dense: nn.Module, images: Tensor) -> int:
         dense: the network.
         images: as for `polish`.
     """
-    macs = (
-        4 * survey(dense, images[:1]).macs * _usual(images)[0]
-    )  # the dense network, and three passes' worth of ours
+    # The dense network, and three passes' worth of ours.
+    macs = 4 * survey(dense, images[:1]).macs * _usual(images)[0]
     return max(_FEWEST_STEPS, min(_MOST_STEPS, int(_MACS / max(1, macs))))
 
 
@@ -208,6 +207,7 @@ def _share(step: int, steps: int) -> float:
 
 
 def _usual(images: Tensor) -> tuple[int, float]:
+    """Images a step, and the peak rate."""
     return _SMALL if images.dim() != 4 or images.shape[2] * images.shape[3] <= 64 * 64 else _LARGE
 
 

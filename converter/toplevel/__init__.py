@@ -31,7 +31,9 @@ _IN_MEMORY = ("Compressed", "compress", "load")
 
 def __getattr__(name: str) -> Any:
     if name == "__version__":
-        return importlib.import_module("importlib.metadata").version("dprp")
+        from importlib.metadata import version
+
+        return version("dprp")
     if name in _IN_MEMORY:
         value = getattr(importlib.import_module(".converter.cli.in_memory", __name__), name)
     elif name in _converter.__all__:
