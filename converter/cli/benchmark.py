@@ -2,34 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from pathlib import Path
-
 from ...export import BenchmarkResult
 from ...export import benchmark as time_files
 from .errors import CliError
+from .verbs import BenchmarkOptions
 
 
-def benchmark(
-    files: Sequence[Path | str],
-    *,
-    threads: int = 1,
-    batch: int = 1,
-    rounds: int = 20,
-    device: str = "auto",
-) -> BenchmarkResult:
+def benchmark(asked: BenchmarkOptions) -> BenchmarkResult:
     """Times ONNX files on the CPU, in turns.
-
-    Args:
-        files: at least one; the first is what the others are compared with.
-        threads: of ONNX Runtime.
-        batch: images in a run.
-        rounds: turns of each file.
-        device: auto or cpu.
 
     Raises:
         CliError, ExportError: one sentence each.
     """
-    if device == "cuda":
+    if asked.device == "cuda":
         raise CliError("dprp benchmark times files on the CPU; leave --device cuda out")
-    return time_files([str(file) for file in files], threads=threads, batch=batch, rounds=rounds)
+    files = [str(file) for file in asked.files]
+    return time_files(files, threads=asked.threads, batch=asked.batch, rounds=asked.rounds)

@@ -59,112 +59,114 @@ class Conversion:
     polished: Polished | None = None
 
 
+@dataclass(frozen=True)
+class ConversionConfig:
+    """How to plan and to convert.
+
+    Attributes:
+        forms: that may be used, () for all.
+        keep: name patterns of layers that stay dense.
+        rank_multiple: ranks are multiples of this under a budget, >= 1.
+        images: to plan and to fit the factors on at most, where there are any.
+        sensitivity: what a budget's plan takes as a layer's loss, where there are images.
+        polish: steps of training without labels on the images; 0 for none, None for as many as suit.
+        threads: of ONNX Runtime, where a budget is on latency.
+        seed: of polishing.
+        device: where to compute; None for the CPU.
+
+    Raises:
+        CliError: a number out of range.
+    """
+
+    forms: Sequence[Form] = ()
+    keep: Sequence[str] = ()
+    rank_multiple: int = DEFAULT_RANK_MULTIPLE
+    images: int = CALIBRATION_IMAGES
+    sensitivity: Sensitivity = Sensitivity.BEST
+    polish: int | None = None
+    threads: int = 1
+    seed: int = 0
+    device: torch.device | None = None
+
+    def __post_init__(self) -> None:
+        if self.rank_multiple < 1:
+            raise CliError(f"rank multiple {self.rank_multiple} is below 1; give 1 to allow every rank, or 8")
+        if self.images < 0:
+            raise CliError(f"calibration images {self.images} is below 0; give 0 to go without, or about 2000")
+        if self.polish is not None and self.polish < 0:
+            raise CliError(f"polish steps {self.polish} is below 0; give 0 to leave the closed form, or about 300")
+        if self.threads < 1:
+            raise CliError(f"threads {self.threads} is below 1; give the number of CPU threads for the latency")
+
+
 def factorise(
     network: Network,
     wanted: Policy | Plan,
+    config: ConversionConfig,
     *,
-    forms: Sequence[Form] = (),
-    keep: Sequence[str] = (),
-    rank_multiple: int = DEFAULT_RANK_MULTIPLE,
-    spare_ranks: bool = False,
     calibrate_on: Loader | None = None,
-    calibration_images: int = CALIBRATION_IMAGES,
-    sensitivity: Sensitivity = Sensitivity.BEST,
-    polish_steps: int | None = None,
-    threads: int = 1,
-    seed: int = 0,
-    device: torch.device | None = None,
+    spare_ranks: bool = False,
     progress: bool = True,
 ) -> Conversion:
     """Plans a network's ranks, or takes them as planned, and converts a copy of it.
 
     Args:
-        network, wanted, forms, keep, rank_multiple, calibrate_on, calibration_images, sensitivity, threads,
-            device: as for `plan_network`.
+        network, wanted, config, calibrate_on: as for `plan_network`.
         spare_ranks: convert above the planned ranks, so that fine-tuning can choose which to drop.
-        polish_steps: of training without labels on the calibration images; 0 for none, None for as many as suit.
-        seed: of these steps.
         progress: show a bar.
 
     Raises:
         CliError: the network is compressed already, or options that do not go together.
         ConverterError: the network cannot be planned or converted so.
     """
-    if polish_steps is not None and polish_steps < 0:
-        raise CliError(f"polish steps {polish_steps} is below 0; give 0 to leave the closed form, or about 300")
-    if polish_steps and calibrate_on is None:
-        raise CliError(f"--polish {polish_steps} needs images; give it calibration images, or leave it out")
-    planned = plan_network(
-        network,
-        wanted,
-        forms=forms,
-        keep=keep,
-        rank_multiple=rank_multiple,
-        calibrate_on=calibrate_on,
-        calibration_images=calibration_images,
-        sensitivity=sensitivity,
-        threads=threads,
-        device=device,
-    )
-    start = headroom(planned.plan, rank_multiple=rank_multiple) if spare_ranks else planned.plan
+    steps, device = config.polish, config.device
+    if steps and calibrate_on is None:
+        raise CliError(f"--polish {steps} needs images; give it calibration images, or leave it out")
+    planned = plan_network(network, wanted, config, calibrate_on=calibrate_on)
+    start = headroom(planned.plan, rank_multiple=config.rank_multiple) if spare_ranks else planned.plan
     dense = network.model.to(device)
     calibration, polished = planned.calibration, None
     images = 0 if calibration is None else len(calibration.images)
-    if polish_steps and images < _FEWEST_TO_POLISH:
+    if steps and images < _FEWEST_TO_POLISH:
         raise CliError(
-            f"--polish {polish_steps} needs {_FEWEST_TO_POLISH} calibration images, there are {images}; "
+            f"--polish {steps} needs {_FEWEST_TO_POLISH} calibration images, there are {images}; "
             "give it more, or leave it out"
         )
-    if calibration is None or polish_steps == 0 or images < _FEWEST_TO_POLISH or not start.factored:
+    if calibration is None or steps == 0 or images < _FEWEST_TO_POLISH or not start.factored:
         converted = convert(dense, start, calibration=calibration)
     else:
         seen = replace(calibration, images=hold_out(calibration.images)[0])  # the others judge
         converted = convert(dense, start, calibration=seen)
-        polished = _polish(converted, dense, planned, polish_steps, seed, progress=progress)
+        polished = _polish(converted, dense, planned, config, progress=progress)
     verdict = None if spare_ranks else judge(dense, converted, planned, wanted, polished)  # those go on to be trained
     network.model.cpu()
     return Conversion(planned.plan, converted.cpu(), planned.calibration, planned.held_out, verdict, polished)
 
 
 def _polish(
-    converted: nn.Module, dense: nn.Module, planned: Planned, steps: int | None, seed: int, *, progress: bool
+    converted: nn.Module, dense: nn.Module, planned: Planned, config: ConversionConfig, *, progress: bool
 ) -> Polished:
     """Polishes in place."""
     assert planned.calibration is not None
     assert planned.held_out is not None
     images, judges = hold_out(planned.calibration.images)
-    config = PolishConfig(steps=usual_steps(dense, images) if steps is None else steps, seed=seed)
+    steps = usual_steps(dense, images) if config.polish is None else config.polish
     start = agreement(converted, dense, planned.held_out)
-    with polish_bar(config.steps, enabled=progress) as show:
-        return Polished(start, polish(converted, dense, images, config, held_out=judges, on_step=show))
+    with polish_bar(steps, enabled=progress) as show:
+        how = PolishConfig(steps=steps, seed=config.seed)
+        return Polished(start, polish(converted, dense, images, how, held_out=judges, on_step=show))
 
 
 def plan_network(
-    network: Network,
-    wanted: Policy | Plan,
-    *,
-    forms: Sequence[Form] = (),
-    keep: Sequence[str] = (),
-    rank_multiple: int = DEFAULT_RANK_MULTIPLE,
-    calibrate_on: Loader | None = None,
-    calibration_images: int = CALIBRATION_IMAGES,
-    sensitivity: Sensitivity = Sensitivity.BEST,
-    threads: int = 1,
-    device: torch.device | None = None,
+    network: Network, wanted: Policy | Plan, config: ConversionConfig, *, calibrate_on: Loader | None = None
 ) -> Planned:
     """Plans a network's ranks, or takes them as planned.
 
     Args:
         network: dense; untouched.
         wanted: a budget, a rule for ranks, or a finished plan.
-        forms: forms that may be used, () for all.
-        keep: name patterns of layers that stay dense.
-        rank_multiple: ranks are multiples of this under a budget.
+        config: how.
         calibrate_on: images to plan and to fit the factors on.
-        calibration_images: how many of these at most.
-        sensitivity: what a budget's plan takes as a layer's loss, where there are calibration images.
-        threads: of ONNX Runtime, where a budget is on latency.
-        device: where to compute.
 
     Raises:
         CliError: the network is compressed already, or options that do not go together.
@@ -172,16 +174,15 @@ def plan_network(
     """
     if network.compressed:
         raise CliError("MODEL is compressed already; start from the dense network, or go on with dprp finetune")
-    if rank_multiple < 1:
-        raise CliError(f"rank multiple {rank_multiple} is below 1; give 1 to allow every rank, or 8")
+    forms, device = config.forms, config.device
     model = network.model.to(device)  # in place: back to the CPU below
     layers = survey(model, network.example().to(device))
     calibration = held = replan = None
     if calibrate_on is not None:
-        images, held = split_calibration(calibrate_on, calibration_images)
+        images, held = split_calibration(calibrate_on, config.images)
         calibration = calibrate(model, layers, images, images=len(images))
     if isinstance(wanted, Plan):
-        if forms or keep:
+        if forms or config.keep:
             raise CliError("--plan says forms and dense layers itself; leave --form and --keep out")
         plan = wanted
         _check_plan(plan, layers)
@@ -190,20 +191,22 @@ def plan_network(
         ways: Sequence[Energies | None] = [None]
         times = None
         if isinstance(wanted, LatencyBudget):
-            times = time_layers(network, layers, rank_multiple=rank_multiple, forms=forms, threads=threads)
+            times = time_layers(
+                network, layers, rank_multiple=config.rank_multiple, forms=forms, threads=config.threads
+            )
             model = network.model.to(device)
         if calibration is not None and isinstance(wanted, (MacBudget, ParamBudget, LatencyBudget)):
             losses = foretell(model, layers, calibration)
             energies = losses.errors
-            best = sensitivity is Sensitivity.BEST
+            best = config.sensitivity is Sensitivity.BEST
             trials = usual_trials(layers.macs, len(calibration.images))
-            ways = losses.candidates(trials) if best else [losses.distortions(sensitivity)]
+            ways = losses.candidates(trials) if best else [losses.distortions(config.sensitivity)]
         to_plan = partial(
             plan_ranks,
             layers,
             forms=forms or tuple(Form),
-            keep=keep,
-            rank_multiple=rank_multiple,
+            keep=config.keep,
+            rank_multiple=config.rank_multiple,
             energies=energies,
             times=times,
         )

@@ -96,11 +96,8 @@ def open_calibration(spec: str | None, network: Network, images: int, seed: int,
         download: let torchvision fetch it.
 
     Raises:
-        CliError: a number of images below 0.
         DataError: the data cannot be read, or does not fit the network.
     """
-    if images < 0:
-        raise CliError(f"calibration images {images} is below 0; give 0 to go without, or about 2000")
     if spec is None or images == 0:
         return None
     data = load_data(spec, download=download)  # labels are not used, so they are not checked

@@ -11,6 +11,7 @@ import onnxruntime
 import torch
 
 from ...export.benchmarking import cpu_name
+from .verbs import EnvOptions
 from .versions import versions
 
 
@@ -54,7 +55,7 @@ class Env:
         return {**asdict(self), "gpus": list(self.gpus), "providers": list(self.providers)}
 
 
-def env() -> Env:
+def env(_asked: EnvOptions) -> Env:
     """Looks at the machine."""
     gpus = tuple(_gpu(index) for index in range(torch.cuda.device_count())) if torch.cuda.is_available() else ()
     return Env(

@@ -28,11 +28,11 @@ from ..storage.source import Source
 from ..training.config import FinetuneConfig
 from ..training.factor_moments import input_moments
 from ..training.finetuning import finetune
-from .conversion import CALIBRATION_IMAGES, factorise, forms_from, sensitivity_from
+from .conversion import CALIBRATION_IMAGES, ConversionConfig, factorise, forms_from, sensitivity_from
 from .data import Loader, held_out
 from .device import pick_device
 from .errors import CliError
-from .export import check_onnx_target, export_network
+from .exporting import check_onnx_target, export_network
 from .folder import COMPRESSED, PLAN, SUMMARY, check_folder, made_whole
 from .network import Network
 from .totals import costs
@@ -191,21 +191,18 @@ def compress(
     to_prune = target if isinstance(target, (MacBudget, ParamBudget)) else None  # others name the ranks themselves
     dense = copied(model).cpu().eval()
     network = Network(dense, _source(sample), compressed=False)
-    made = factorise(
-        network,
-        target,
+    how = ConversionConfig(
         forms=forms_from(forms),
         keep=keep,
         rank_multiple=rank_multiple,
-        spare_ranks=epochs > 0 and to_prune is not None,
-        calibrate_on=_batches(sample),
-        calibration_images=calibration_images,
+        images=calibration_images,
         sensitivity=sensitivity_from(sensitivity),
-        polish_steps=0 if polish is None and epochs > 0 else polish,
+        polish=0 if polish is None and epochs > 0 else polish,
         seed=seed,
         device=where,
-        progress=progress,
     )
+    spare = epochs > 0 and to_prune is not None
+    made = factorise(network, target, how, calibrate_on=_batches(sample), spare_ranks=spare, progress=progress)
     small, verdict = made.model, made.verdict
     if epochs > 0:
         assert train is not None

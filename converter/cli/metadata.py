@@ -21,7 +21,7 @@ from ..planning.plan import Plan
 from ..storage.source import Source
 from .errors import CliError
 from .totals import ranks
-from .values import numbers_from, shape_from
+from .values import numbers, shape
 from .versions import versions
 
 
@@ -71,9 +71,12 @@ def onnx_preprocess(
     """
     about = read_metadata(path)
     try:
-        input_shape = input_shape or shape_from(about.get("dprp.input"))
-        mean = mean or numbers_from("dprp.mean", about.get("dprp.mean"))
-        std = std or numbers_from("dprp.std", about.get("dprp.std"))
+        if input_shape is None and "dprp.input" in about:
+            input_shape = shape("dprp.input", about["dprp.input"])
+        mean, std = (
+            given or (numbers(key, about[key]) if key in about else None)
+            for given, key in ((mean, "dprp.mean"), (std, "dprp.std"))
+        )
     except CliError as error:
         raise CliError(f"{path}: its metadata does not read ({error}); export it again") from error
     missing = {"--input 3x224x224": input_shape, "--mean": mean, "--std": std}

@@ -21,6 +21,7 @@ from typing import Any
 
 from ...files import check_input, quoted, reading
 from .errors import CliError
+from .fields import option_fields
 
 _LARGEST = 2**16
 _KINDS = (str, int, float, bool)
@@ -59,11 +60,12 @@ def read_recipe(path: Path, repeatable: Mapping[str, bool]) -> dict[str, Any]:
     return options
 
 
-def written(verb: str, options: Mapping[str, Any]) -> str:
-    """A recipe with the options as they are, those without a value left out."""
+def written(verb: str, options: Any) -> str:
+    """A recipe with a verb's options as they are, those without a value left out."""
     import yaml
 
-    plain = {name: _writable(value) for name, value in options.items() if value not in (None, [], ())}
+    values = {one.key: one.write(getattr(options, one.name)) for one in option_fields(type(options)).values()}
+    plain = {key: _writable(value) for key, value in values.items() if value not in (None, ())}
     text: str = yaml.safe_dump(plain, sort_keys=False, allow_unicode=True)
     return f"# dprp {verb} --recipe THIS_FILE\n{text}"
 

@@ -11,7 +11,7 @@ from ..analysis.surveying import Survey
 from ..lowrank.forms import Form
 from ..lowrank.shapes import LayerShape
 from ..planning.layer_times import LayerTimes, chains_to_time
-from .export import export_network
+from .exporting import export_network
 from .network import Network
 
 Chain = tuple[PlainLayer, ...]

@@ -1,223 +1,160 @@
-"""The verbs on the command line: what each takes. `command` does the rest: it calls the function of the same name."""
+"""The verbs on the command line: what each takes.
+
+`command` does the rest: the verb is a function of the same name in a module of that name, which takes these options.
+"""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 from typer import Argument, Option
 
-from . import arguments as given
 from .commands import command
+from .options.data import DownloadOptions, ScoringDataOptions, TrainingDataOptions
+from .options.machine import MachineOptions, ThreadOptions
+from .options.network import FileOptions, ModelOptions, NetworkOptions, TrustOptions
+from .options.output import FolderOptions, ForceOptions, OutputOptions, QuietOptions
+from .options.ranks import (
+    CalibrateOptions,
+    NeededBudgetOptions,
+    PlanFileOptions,
+    PlanningOptions,
+    PruningOptions,
+    RuleOptions,
+)
+from .options.training import FinetuningOptions, PolishOptions, TrainingOptions
 
 
 @command
-def compress(
-    model: given.Model,
-    data: given.Data,
-    budget: given.NeededBudget,
-    epochs: given.Epochs,
-    output: given.OutputFolder,
-    checkpoint: given.Checkpoint = None,
-    forms: given.Forms = None,
-    keep: given.Keep = None,
-    rank_multiple: given.RankMultiple = 8,
-    calibration_images: given.CalibrationImages = 2000,
-    sensitivity: given.SensitivityKind = given.SensitivityName.BEST,
-    polish: given.Polish = None,
-    learning_rate: given.LearningRate = 0.005,
-    distill: given.Distill = 0.7,
-    mixed_precision: given.MixedPrecision = given.PrecisionName.NO,
-    batch_size: given.BatchSize = 128,
-    augment: given.Augmentation = None,
-    workers: given.Workers = 0,
-    download: given.Download = False,
-    input_shape: given.Input = None,
-    classes: given.Classes = None,
-    mean: given.Mean = None,
-    std: given.Std = None,
-    random_weights: given.RandomWeights = False,
-    threads: given.Threads = 1,
-    force: given.Force = False,
-    seed: given.Seed = 0,
-    device: given.Device = given.DeviceName.AUTO,
-) -> None:
+@dataclass(frozen=True, kw_only=True)
+class CompressOptions(
+    NetworkOptions,
+    FolderOptions,
+    TrainingDataOptions,
+    NeededBudgetOptions,
+    PlanningOptions,
+    PolishOptions,
+    TrainingOptions,
+    ThreadOptions,
+    MachineOptions,
+    QuietOptions,
+):
     """All of it: plan, convert, fine-tune, fuse, export, verify and time, into one folder."""
 
 
 @command
-def demo(
-    output: given.OutputFolder = Path("dprp-demo"),
-    seed: given.Seed = 0,
-    device: given.Device = given.DeviceName.AUTO,
-) -> None:
-    """Compress a small CNN on scikit-learn's digits, in a minute."""
+@dataclass(frozen=True, kw_only=True)
+class DemoOptions(MachineOptions, QuietOptions):
+    """Compress a small CNN on scikit-learn's digits, in a minute.
+
+    Attributes:
+        output: Folder to write.
+    """
+
+    output: Annotated[Path, Option("--output", "-o")] = Path("dprp-demo")
 
 
 @command
-def survey(
-    model: given.Model,
-    checkpoint: given.Checkpoint = None,
-    input_shape: given.Input = None,
-    classes: given.Classes = None,
-    trust: given.Trust = None,
-    seed: given.Seed = 0,
-    device: given.Device = given.DeviceName.AUTO,
-) -> None:
+@dataclass(frozen=True, kw_only=True)
+class SurveyOptions(ModelOptions, TrustOptions, MachineOptions):
     """List the layers: shapes, parameters, MACs, and how far each can be factored or why it stays."""
 
 
 @command
-def plan(
-    model: given.Model,
-    output: given.OptionalOutput = None,
-    checkpoint: given.Checkpoint = None,
-    budget: given.Budget = None,
-    ratio: given.Ratio = None,
-    rank: given.Rank = None,
-    energy: given.Energy = None,
-    forms: given.Forms = None,
-    keep: given.Keep = None,
-    rank_multiple: given.RankMultiple = 8,
-    calibrate: given.Calibrate = None,
-    calibration_images: given.CalibrationImages = 2000,
-    sensitivity: given.SensitivityKind = given.SensitivityName.BEST,
-    threads: given.Threads = 1,
-    download: given.Download = False,
-    input_shape: given.Input = None,
-    classes: given.Classes = None,
-    mean: given.Mean = None,
-    std: given.Std = None,
-    random_weights: given.RandomWeights = False,
-    force: given.Force = False,
-    seed: given.Seed = 0,
-    device: given.Device = given.DeviceName.AUTO,
-) -> None:
-    """Show what each layer would become, without converting anything."""
+@dataclass(frozen=True, kw_only=True)
+class PlanOptions(
+    NetworkOptions, RuleOptions, CalibrateOptions, ForceOptions, ThreadOptions, MachineOptions, DownloadOptions
+):
+    """Show what each layer would become, without converting anything.
+
+    Attributes:
+        output: File to write; none by default.
+    """
+
+    output: Annotated[Path | None, Option("--output", "-o")] = None
 
 
 @command
-def convert(
-    model: given.Model,
-    output: given.Output,
-    checkpoint: given.Checkpoint = None,
-    budget: given.Budget = None,
-    plan: Annotated[
-        Path | None, Option(show_default=False, rich_help_panel="Ranks", help="A plan, perhaps edited by hand.")
-    ] = None,
-    ratio: given.Ratio = None,
-    rank: given.Rank = None,
-    energy: given.Energy = None,
-    forms: given.Forms = None,
-    keep: given.Keep = None,
-    rank_multiple: given.RankMultiple = 8,
-    calibrate: given.Calibrate = None,
-    calibration_images: given.CalibrationImages = 2000,
-    sensitivity: given.SensitivityKind = given.SensitivityName.BEST,
-    polish: given.Polish = None,
-    threads: given.Threads = 1,
-    download: given.Download = False,
-    save_plan: Annotated[Path | None, Option(show_default=False, help="Write the plan as JSON, too.")] = None,
-    input_shape: given.Input = None,
-    classes: given.Classes = None,
-    mean: given.Mean = None,
-    std: given.Std = None,
-    random_weights: given.RandomWeights = False,
-    force: given.Force = False,
-    seed: given.Seed = 0,
-    device: given.Device = given.DeviceName.AUTO,
-) -> None:
-    """Factor a pretrained network; give one of --budget, --plan, --ratio, --rank and --energy."""
+@dataclass(frozen=True, kw_only=True)
+class ConvertOptions(
+    NetworkOptions,
+    OutputOptions,
+    RuleOptions,
+    PlanFileOptions,
+    CalibrateOptions,
+    PolishOptions,
+    ThreadOptions,
+    MachineOptions,
+    DownloadOptions,
+    QuietOptions,
+):
+    """Factor a pretrained network; give one of --budget, --plan, --ratio, --rank and --energy.
+
+    Attributes:
+        save_plan: Write the plan as JSON, too.
+    """
+
+    save_plan: Path | None = None
 
 
 @command
-def finetune(
-    file: Annotated[Path, Argument(metavar="FILE", show_default=False, help="A compressed .safetensors.")],
-    data: given.Data,
-    epochs: given.Epochs,
-    output: given.Output,
-    budget: given.Budget = None,
-    threshold: given.Threshold = None,
-    rank_multiple: given.RankMultiple = 8,
-    teacher: given.Teacher = None,
-    trust: given.Trust = None,
-    distill: given.Distill = 0.7,
-    learning_rate: given.LearningRate = 0.005,
-    optimizer: given.Optimizer = given.OptimizerName.SGD,
-    weight_decay: given.WeightDecay = 1e-4,
-    orthogonality: given.Orthogonality = 1e-2,
-    rank_loss: given.RankLoss = 1e-3,
-    prune_until: given.PruneUntil = 0.5,
-    mixed_precision: given.MixedPrecision = given.PrecisionName.NO,
-    batch_size: given.BatchSize = 128,
-    augment: given.Augmentation = None,
-    workers: given.Workers = 0,
-    download: given.Download = False,
-    force: given.Force = False,
-    seed: given.Seed = 0,
-    device: given.Device = given.DeviceName.AUTO,
-) -> None:
-    """Train a compressed checkpoint while its ranks shrink to a budget."""
+@dataclass(frozen=True, kw_only=True)
+class FinetuneOptions(
+    OutputOptions,
+    TrainingDataOptions,
+    PruningOptions,
+    FinetuningOptions,
+    TrustOptions,
+    MachineOptions,
+    QuietOptions,
+):
+    """Train a compressed checkpoint while its ranks shrink to a budget.
+
+    Attributes:
+        file: A compressed .safetensors.
+    """
+
+    file: Annotated[Path, Argument(metavar="FILE")]
 
 
 @command
-def evaluate(
-    model: given.AnyModel,
-    data: given.Data,
-    checkpoint: given.Checkpoint = None,
-    limit: given.Limit = None,
-    batch_size: given.BatchSize = 128,
-    workers: given.Workers = 0,
-    download: given.Download = False,
-    input_shape: given.Input = None,
-    classes: given.Classes = None,
-    mean: given.Mean = None,
-    std: given.Std = None,
-    random_weights: given.RandomWeights = False,
-    trust: given.Trust = None,
-    seed: given.Seed = 0,
-    device: given.Device = given.DeviceName.AUTO,
-) -> None:
+@dataclass(frozen=True, kw_only=True)
+class EvaluateOptions(FileOptions, ScoringDataOptions, MachineOptions, QuietOptions):
     """Count top-1 on the test images."""
 
 
 @command
-def export(
-    model: given.AnyModel,
-    output: given.Output,
-    checkpoint: given.Checkpoint = None,
-    tolerance: Annotated[
-        float, Option(min=0.0, help="Largest accepted difference from torch, relative to the output's scale.")
-    ] = 1e-4,
-    input_shape: given.Input = None,
-    classes: given.Classes = None,
-    mean: given.Mean = None,
-    std: given.Std = None,
-    random_weights: given.RandomWeights = False,
-    trust: given.Trust = None,
-    force: given.Force = False,
-    seed: given.Seed = 0,
-    device: given.Device = given.DeviceName.AUTO,
-) -> None:
-    """Fuse into plain layers and write one ONNX file, compared with torch before it is kept."""
+@dataclass(frozen=True, kw_only=True)
+class ExportOptions(FileOptions, OutputOptions, MachineOptions):
+    """Fuse into plain layers and write one ONNX file, compared with torch before it is kept.
+
+    Attributes:
+        tolerance: Largest accepted difference from torch, relative to the output's scale.
+    """
+
+    tolerance: Annotated[float, Option(min=0.0)] = 1e-4
 
 
 @command
-def benchmark(
-    files: Annotated[
-        list[Path], Argument(metavar="FILE...", show_default=False, help="ONNX files; the first counts 1.")
-    ],
-    threads: given.Threads = 1,
-    batch: Annotated[int, Option(min=1, help="Images in a run.")] = 1,
-    rounds: Annotated[int, Option(min=1, help="Turns of each file.")] = 20,
-    seed: Annotated[
-        int, Option(rich_help_panel="Machine", help="Changes nothing here: times do not depend on it.")
-    ] = 0,
-    device: given.Device = given.DeviceName.AUTO,
-) -> None:
-    """Time ONNX files against each other on the CPU, in turns."""
+@dataclass(frozen=True, kw_only=True)
+class BenchmarkOptions(ThreadOptions, MachineOptions):
+    """Time ONNX files against each other on the CPU, in turns.
+
+    Attributes:
+        files: ONNX files; the first counts 1.
+        batch: Images in a run.
+        rounds: Turns of each file.
+        seed: Changes nothing here: times do not depend on it.
+    """
+
+    files: Annotated[tuple[Path, ...], Argument(metavar="FILE...")]
+    batch: Annotated[int, Option(min=1)] = 1
+    rounds: Annotated[int, Option(min=1)] = 20
 
 
 @command
-def env() -> None:
+@dataclass(frozen=True, kw_only=True)
+class EnvOptions:
     """Versions, processor and GPUs: what a bug report needs."""

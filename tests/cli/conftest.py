@@ -61,9 +61,12 @@ def dprp(capsys: pytest.CaptureFixture[str]) -> Dprp:
 def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The digits network at 0.6 of its MACs, as `dprp convert` writes it; not to be written to."""
     from dprp.converter.cli.convert import convert
+    from dprp.converter.cli.verbs import ConvertOptions
 
     path = tmp_path_factory.mktemp("small") / "small.safetensors"
-    convert("digits_cnn", checkpoint=DIGITS_WEIGHTS, budget="macs=0.6", output=path, device="cpu")
+    convert(
+        ConvertOptions(model="digits_cnn", checkpoint=DIGITS_WEIGHTS, budget="macs=0.6", output=path, device="cpu")
+    )
     return path
 
 
@@ -71,9 +74,10 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def onnx(small: Path) -> Path:
     """`small` as `dprp export` writes it; not to be written to."""
     from dprp.converter.cli.export import export
+    from dprp.converter.cli.verbs import ExportOptions
 
     path = small.with_suffix(".onnx")
-    export(str(small), output=path, device="cpu")
+    export(ExportOptions(model=str(small), output=path, device="cpu"))
     return path
 
 

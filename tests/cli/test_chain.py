@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import inspect
 import json
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from dprp.converter import Energy, FinetuneConfig, FixedRank, Form, Plan, RankRatio, load_compressed
-from dprp.converter.cli import arguments
-from dprp.converter.cli.conversion import BASE_FORMS
+from dprp.converter import Energy, FixedRank, Form, Plan, RankRatio, load_compressed
 from dprp.converter.cli.convert import convert
 from dprp.converter.cli.finetune import finetune
 from dprp.converter.cli.network import build_plain, open_network
+from dprp.converter.cli.verbs import ConvertOptions, FinetuneOptions
 from dprp.export import onnx_macs, op_counts, read_metadata
 from dprp.models import DIGITS_WEIGHTS, build, load_weights
 
@@ -110,13 +107,15 @@ def test_finetune_lands_on_its_budget(dprp: Any, small: Path, tmp_path: Path) ->
 
 def test_finetune_without_a_budget_keeps_the_ranks(small: Path, tmp_path: Path) -> None:
     made = finetune(
-        small,
-        data="digits",
-        epochs=1,
-        output=tmp_path / "tuned.safetensors",
-        augment="none",
-        quiet=True,
-        device="cpu",
+        FinetuneOptions(
+            file=small,
+            data="digits",
+            epochs=1,
+            output=tmp_path / "tuned.safetensors",
+            augment="none",
+            quiet=True,
+            device="cpu",
+        )
     )
     assert {name: layer.rank for name, layer in made.before.factored.items()} == {
         name: layer.rank for name, layer in made.after.factored.items()
@@ -124,8 +123,9 @@ def test_finetune_without_a_budget_keeps_the_ranks(small: Path, tmp_path: Path) 
 
 
 def test_finetune_threshold_drops_ranks(small: Path, tmp_path: Path) -> None:
+    output = tmp_path / "t.safetensors"
     made = finetune(
-        small, data="digits", epochs=1, threshold=0.5, output=tmp_path / "t.safetensors", quiet=True, device="cpu"
+        FinetuneOptions(file=small, data="digits", epochs=1, threshold=0.5, output=output, quiet=True, device="cpu")
     )
     ranks = [sum(layer.rank or 0 for layer in plan.factored.values()) for plan in (made.before, made.after)]
     assert ranks[1] < ranks[0]
@@ -134,7 +134,9 @@ def test_finetune_threshold_drops_ranks(small: Path, tmp_path: Path) -> None:
 def test_the_same_seed_gives_the_same_file(small: Path, tmp_path: Path) -> None:
     files = [tmp_path / f"{name}.safetensors" for name in "abc"]
     for file, seed in zip(files, (1, 1, 2), strict=True):
-        finetune(small, data="digits", epochs=1, output=file, seed=seed, quiet=True, device="cpu")
+        finetune(
+            FinetuneOptions(file=small, data="digits", epochs=1, output=file, seed=seed, quiet=True, device="cpu")
+        )
     first, same, other = (load_compressed(file, build_plain).model.state_dict() for file in files)
     assert all(torch.equal(first[name], same[name]) for name in first)
     assert not all(torch.equal(first[name], other[name]) for name in first)
@@ -145,8 +147,9 @@ def test_the_same_seed_gives_the_same_file(small: Path, tmp_path: Path) -> None:
     [({"ratio": 0.25}, RankRatio(0.25)), ({"rank": 8}, FixedRank(8)), ({"energy": 0.7}, Energy(0.7))],
 )
 def test_rules_for_ranks(option: dict[str, Any], rule: object, tmp_path: Path) -> None:
+    output = tmp_path / "o.safetensors"
     made = convert(
-        "digits_cnn", checkpoint=DIGITS_WEIGHTS, output=tmp_path / "o.safetensors", forms=["channel"], **option
+        ConvertOptions(model="digits_cnn", checkpoint=DIGITS_WEIGHTS, output=output, forms=("channel",), **option)
     )
     assert made.plan.budget == str(rule)
     assert {layer.form for layer in made.plan.factored.values()} == {Form.CHANNEL}
@@ -256,15 +259,3 @@ def test_foreign_onnx_file_is_taken_as_imagenets_aloud(dprp: Any, tmp_path: Path
     told = dprp(*command, "--mean", "0", "--std", "1")
     assert told.err == ""
     assert told.json()["top1"] > 98
-
-
-def test_names_and_defaults_are_the_converters() -> None:
-    """The options repeat them, as reading them would load torch for `dprp --help`."""
-    assert [form.value for form in arguments.FormName] == [form.value for form in BASE_FORMS]
-    ours = {name: parameter.default for name, parameter in inspect.signature(finetune).parameters.items()}
-    theirs = {field.name: field.default for field in fields(FinetuneConfig)}
-    names = ("learning_rate", "weight_decay", "distill", "orthogonality", "prune_until", "rank_multiple")
-    assert {name: ours[name] for name in names} == {name: theirs[name] for name in names}
-    assert ours["rank_loss"] == theirs["rank"]
-    assert ours["optimizer"] == str(theirs["optimizer"])
-    assert ours["mixed_precision"] == theirs["mixed_precision"]

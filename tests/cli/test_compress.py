@@ -18,6 +18,7 @@ from dprp.converter.cli.errors import CliError
 from dprp.converter.cli.folder import made_whole
 from dprp.converter.cli.network import build_plain
 from dprp.converter.cli.summary import Figures, Summary, remarks
+from dprp.converter.cli.verbs import CompressOptions
 from dprp.export import ExportError, onnx_macs
 from dprp.models import DIGITS_WEIGHTS
 
@@ -78,16 +79,18 @@ def test_whole_chain(dprp: Any, tmp_path: Path) -> None:
 def done(tmp_path_factory: pytest.TempPathFactory) -> Summary:
     """A run without fine-tuning, through the Python function; not to be written to."""
     return compress(
-        "digits_cnn",
-        checkpoint=DIGITS_WEIGHTS,
-        data="digits",
-        budget="params=0.5",
-        epochs=0,
-        polish=0,
-        forms=["channel"],
-        keep=["head"],
-        output=tmp_path_factory.mktemp("done") / "out",
-        quiet=True,
+        CompressOptions(
+            model="digits_cnn",
+            checkpoint=DIGITS_WEIGHTS,
+            data="digits",
+            budget="params=0.5",
+            epochs=0,
+            polish=0,
+            forms=("channel",),
+            keep=("head",),
+            output=tmp_path_factory.mktemp("done") / "out",
+            quiet=True,
+        )
     )
 
 

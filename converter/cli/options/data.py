@@ -1,0 +1,58 @@
+"""Images."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from typer import Option
+
+Augmentation = Literal["none", "crop", "crop-flip"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DownloadOptions:
+    """Where images may come from.
+
+    Attributes:
+        download: Let torchvision fetch its data set.
+    """
+
+    download: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataOptions(DownloadOptions):
+    """Images in batches.
+
+    Attributes:
+        data: digits, npz:FILE, folder:DIR, or a torchvision set as cifar10:ROOT.
+        batch_size: Images in a batch.
+        workers: Processes that read images ahead.
+    """
+
+    data: Annotated[str, Option(metavar="DATA")]
+    batch_size: Annotated[int, Option(min=1, max=65_536)] = 128
+    workers: Annotated[int, Option(min=0)] = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingDataOptions(DataOptions):
+    """Images to train on.
+
+    Attributes:
+        augment: Of training images, if not as usual.
+    """
+
+    augment: Augmentation | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoringDataOptions(DataOptions):
+    """Images to score on.
+
+    Attributes:
+        limit: Use so many test images, at random.
+    """
+
+    limit: Annotated[int | None, Option(min=1)] = None

@@ -1,0 +1,53 @@
+"""What is written."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+from typer import Option
+
+
+@dataclass(frozen=True, kw_only=True)
+class ForceOptions:
+    """Whether files may be replaced.
+
+    Attributes:
+        force: Write over what is there.
+    """
+
+    force: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class OutputOptions(ForceOptions):
+    """A file.
+
+    Attributes:
+        output: File to write.
+    """
+
+    output: Annotated[Path, Option("--output", "-o")]
+
+
+@dataclass(frozen=True, kw_only=True)
+class FolderOptions(ForceOptions):
+    """A folder.
+
+    Attributes:
+        output: Folder to write.
+    """
+
+    output: Annotated[Path, Option("--output", "-o")]
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuietOptions:
+    """What is said on the way.
+
+    Attributes:
+        quiet: Neither notes nor progress bars.
+    """
+
+    quiet: bool = False

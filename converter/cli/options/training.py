@@ -1,0 +1,61 @@
+"""Polishing and fine-tuning."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+from typer import Option
+
+PrecisionName = Literal["no", "bf16", "fp16"]
+OptimizerName = Literal["sgd", "adamw"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PolishOptions:
+    """Training without labels.
+
+    Attributes:
+        polish: Train without labels on the calibration images; 0 for none.
+    """
+
+    polish: Annotated[int | None, Option(metavar="STEPS", min=0, show_default="a minute or two")] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingOptions:
+    """Training with labels.
+
+    Attributes:
+        epochs: Passes over the training images.
+        learning_rate: Peak learning rate.
+        distill: Weight of the dense teacher's outputs in the loss, 0..1.
+        mixed_precision: Numbers to train in.
+    """
+
+    epochs: int
+    learning_rate: Annotated[float, Option("--lr")] = 0.005
+    distill: float = 0.7
+    mixed_precision: PrecisionName = "no"
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinetuningOptions(TrainingOptions):
+    """All that can be said of training.
+
+    Attributes:
+        teacher: Checkpoint of the dense network, to learn from.
+        optimizer: What trains the factors.
+        weight_decay: Of u and v.
+        orthogonality: Weight of that loss.
+        rank_loss: Weight of that loss.
+        prune_until: Part of the steps after which the budget is met.
+    """
+
+    teacher: Path | None = None
+    optimizer: OptimizerName = "sgd"
+    weight_decay: Annotated[float, Option(min=0.0)] = 1e-4
+    orthogonality: Annotated[float, Option(min=0.0)] = 1e-2
+    rank_loss: Annotated[float, Option(min=0.0)] = 1e-3
+    prune_until: float = 0.5
