@@ -14,8 +14,8 @@ from pathlib import Path
 import torch
 
 from dprp.converter import LatencyBudget, MacBudget, Plan, Unit, convert, fuse, plan_ranks, survey
-from dprp.converter.cli.network import open_network
-from dprp.converter.cli.times import time_layers
+from dprp.converter.chain.network import open_network
+from dprp.converter.chain.times import time_layers
 from dprp.export import benchmark, to_onnx
 
 

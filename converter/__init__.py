@@ -31,6 +31,7 @@ if TYPE_CHECKING:
         ConverterWarning,
         LayerError,
         ModelError,
+        OptionError,
         PlanError,
         TrainingError,
     )
@@ -81,6 +82,7 @@ __all__ = [
     "MacBudget",
     "ModelError",
     "OptimizerKind",
+    "OptionError",
     "ParamBudget",
     "Plan",
     "PlanError",
@@ -150,6 +152,7 @@ _HOMES = {
         "ConverterWarning",
         "LayerError",
         "ModelError",
+        "OptionError",
         "PlanError",
         "TrainingError",
     ),

@@ -6,7 +6,8 @@
     ├── PlanError        a plan does not read, or does not fit the model
     ├── BudgetError      a budget makes no sense, or cannot be reached
     ├── CheckpointError  a compressed checkpoint cannot be read or written
-    └── TrainingError    fine-tuning cannot start or cannot go on
+    ├── TrainingError    fine-tuning cannot start or cannot go on
+    └── OptionError      options make no sense together, or an output may not be written
 
 A ConverterWarning says that less was done than asked, and that the result is right all the same.
 
@@ -40,6 +41,10 @@ class CheckpointError(ConverterError):
 
 class TrainingError(ConverterError):
     """Fine-tuning cannot start or cannot go on."""
+
+
+class OptionError(ConverterError):
+    """Options make no sense together, or an output may not be written."""
 
 
 class ConverterWarning(UserWarning):

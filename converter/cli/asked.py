@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import torch
+from typing import Any
 
+from ..chain.compressing import CompressConfig
+from ..chain.conversion import ConversionConfig, forms_from, read_plan, sensitivity_from
+from ..chain.device import pick_device
+from ..chain.network import Network, open_network
+from ..errors import OptionError
 from ..planning.plan import Plan
 from ..planning.policies import Energy, FixedRank, Policy, RankRatio, parse_budget
-from .conversion import ConversionConfig, forms_from, read_plan, sensitivity_from
-from .errors import CliError
-from .network import Network, open_network
 from .options.network import NetworkOptions
 from .verbs import CompressOptions, ConvertOptions, PlanOptions
 
@@ -17,7 +19,7 @@ def asked_network(asked: NetworkOptions, *, seed: int, trust: str | None = None,
     """The network that is meant.
 
     Raises:
-        CliError, ModelsError, CheckpointError: as for `open_network`.
+        OptionError, ModelsError, CheckpointError: as for `open_network`.
     """
     return open_network(
         asked.model,
@@ -33,38 +35,57 @@ def asked_network(asked: NetworkOptions, *, seed: int, trust: str | None = None,
     )
 
 
-def asked_conversion(
-    asked: CompressOptions | ConvertOptions | PlanOptions, device: torch.device, *, polish: int | None = None
-) -> ConversionConfig:
+def asked_conversion(asked: ConvertOptions | PlanOptions) -> ConversionConfig:
     """How to plan and to convert.
 
     Raises:
-        CliError: a number out of range, or an unknown name.
+        OptionError: a number out of range, an unknown name, or a device that is not there.
     """
-    return ConversionConfig(
-        forms=forms_from(asked.forms),
-        keep=asked.keep,
-        rank_multiple=asked.rank_multiple,
-        images=asked.calibration_images,
-        sensitivity=sensitivity_from(asked.sensitivity),
-        polish=polish,
-        threads=asked.threads,
-        seed=asked.seed,
-        device=device,
+    polish = asked.polish if isinstance(asked, ConvertOptions) else 0
+    return ConversionConfig(polish=polish, **_planning(asked))
+
+
+def asked_compression(asked: CompressOptions) -> CompressConfig:
+    """How to compress.
+
+    Raises:
+        OptionError: as for `asked_conversion`.
+        TrainingError: settings of fine-tuning out of range.
+    """
+    return CompressConfig(
+        polish=asked.polish,
+        epochs=asked.epochs,
+        learning_rate=asked.learning_rate,
+        distill=asked.distill,
+        mixed_precision=asked.mixed_precision,
+        **_planning(asked),
     )
+
+
+def _planning(asked: CompressOptions | ConvertOptions | PlanOptions) -> dict[str, Any]:
+    return {
+        "forms": forms_from(asked.forms),
+        "keep": asked.keep,
+        "rank_multiple": asked.rank_multiple,
+        "images": asked.calibration_images,
+        "sensitivity": sensitivity_from(asked.sensitivity),
+        "threads": asked.threads,
+        "seed": asked.seed,
+        "device": pick_device(asked.device),
+    }
 
 
 def asked_ranks(asked: ConvertOptions | PlanOptions) -> Policy | Plan:
     """The one of --budget, --plan, --ratio, --rank and --energy that was given.
 
     Raises:
-        CliError: none or several were given, or the plan cannot be read.
+        OptionError: none or several were given, or the plan cannot be read.
         BudgetError: a number out of range.
     """
     plan = asked.plan if isinstance(asked, ConvertOptions) else None
     given = [value for value in (asked.budget, plan, asked.ratio, asked.rank, asked.energy) if value is not None]
     if len(given) != 1:
-        raise CliError(
+        raise OptionError(
             f"{len(given) or 'none'} of --budget, --plan, --ratio, --rank and --energy given; "
             "give exactly one, for example --budget macs=0.5"
         )

@@ -8,17 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from ...files import check_outputs, written_whole
-from ..errors import CheckpointError
+from ..chain.conversion import factorise
+from ..chain.data import data_file, open_calibration
+from ..chain.totals import costs, ranks
+from ..chain.verdict import Verdict
+from ..errors import CheckpointError, OptionError
 from ..planning.plan import Plan
 from ..storage.checkpoint import save_compressed
 from .asked import asked_conversion, asked_network, asked_ranks
-from .conversion import factorise
-from .data import data_file, open_calibration
-from .device import pick_device
-from .errors import CliError
-from .totals import costs, ranks
 from .verbs import ConvertOptions
-from .verdict import Verdict
 
 
 @dataclass(frozen=True)
@@ -58,12 +56,12 @@ def convert(asked: ConvertOptions) -> Converted:
     """Factors a network's layers and writes a compressed checkpoint.
 
     Raises:
-        CliError, ConverterError, ModelsError: one sentence each; nothing has been written then.
+        ConverterError, ModelsError: one sentence each; nothing has been written then.
     """
     inputs = (asked.checkpoint, asked.plan, data_file(asked.calibrate))
     target = check_compressed_target(asked.output, asked.save_plan, inputs=inputs, force=asked.force)
     wanted = asked_ranks(asked)
-    config = asked_conversion(asked, pick_device(asked.device), polish=asked.polish)
+    config = asked_conversion(asked)
     network = asked_network(asked, seed=asked.seed, dense=True)
     images = open_calibration(asked.calibrate, network, config.images, asked.seed, download=asked.download)
     made = factorise(network, wanted, config, calibrate_on=images, progress=not asked.quiet)
@@ -85,12 +83,12 @@ def check_compressed_target(
         force: whether existing files may be replaced.
 
     Raises:
-        CliError: not a .safetensors, or as `check_outputs`.
+        OptionError: not a .safetensors, or as `check_outputs`.
     """
     target = Path(output)
     if target.suffix != ".safetensors":
-        raise CliError(f"{target}: a compressed checkpoint is a .safetensors file; name it so")
-    check_outputs(target, *others, inputs=inputs, force=force, error=CliError)
+        raise OptionError(f"{target}: a compressed checkpoint is a .safetensors file; name it so")
+    check_outputs(target, *others, inputs=inputs, force=force, error=OptionError)
     return target
 
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import torch
 
 from ...models import DIGITS_WEIGHTS
+from ..chain.folder import is_empty, made_by
+from ..chain.summary import Summary
+from ..errors import OptionError
 from .compress import compress
-from .errors import CliError
-from .folder import is_empty, made_by
 from .recipes import written
-from .summary import Summary
 from .verbs import CompressOptions, DemoOptions
 
 MODEL = "digits_cnn"
@@ -23,12 +23,12 @@ def demo(asked: DemoOptions) -> Summary:
     What an earlier demo left in the folder is replaced.
 
     Raises:
-        CliError: the folder holds other people's files.
+        OptionError: the folder holds other people's files.
         DataError: scikit-learn is not installed.
     """
     folder = asked.output
     if folder.exists() and not is_empty(folder) and made_by(folder) != VERB:
-        raise CliError(f"{folder}: holds something else than an earlier demo's files; pass -o with another folder")
+        raise OptionError(f"{folder}: holds something else than an earlier demo's files; pass -o with another folder")
     threads = torch.get_num_threads()
     # On maps of 8 x 8 a second thread gains a fifth, and on a busy machine makes it many times slower.
     torch.set_num_threads(1)

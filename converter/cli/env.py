@@ -11,8 +11,8 @@ import onnxruntime
 import torch
 
 from ...export.benchmarking import cpu_name
+from ..chain.versions import versions
 from .verbs import EnvOptions
-from .versions import versions
 
 
 @dataclass(frozen=True)

@@ -18,10 +18,6 @@ USER_ERROR = 2
 INTERRUPTED = 130
 
 
-class CliError(ValueError):
-    """Options that make no sense together, or an output that may not be written."""
-
-
 # Newer typers carry a click of their own, older ones use the installed one: its root error is found from a subclass.
 _ClickError: type[Exception] = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
 
@@ -45,8 +41,6 @@ def exit_code(run: Callable[[], object]) -> int:
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         return _refuse(f"{where}{error.strerror or error}")
-    except CliError as error:
-        return _refuse(str(error))
     except ValueError as error:
         if not isinstance(error, _ours()):
             raise

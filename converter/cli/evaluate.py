@@ -9,12 +9,12 @@ from typing import Any
 from ...export import evaluate_onnx
 from ...models import ImageData, Preprocess, load_data
 from ..analysis.accuracy import evaluate as evaluate_model
+from ..chain.data import Batches, Loader, open_data
+from ..chain.device import pick_device
+from ..chain.metadata import onnx_preprocess
+from ..errors import OptionError
 from .asked import asked_network
 from .console import note
-from .data import Batches, Loader, open_data
-from .device import pick_device
-from .errors import CliError
-from .metadata import onnx_preprocess
 from .verbs import EvaluateOptions
 
 
@@ -37,7 +37,7 @@ def evaluate(asked: EvaluateOptions) -> Score:
     """Scores a classifier on test images.
 
     Raises:
-        CliError, ConverterError, ModelsError, ExportError: one sentence each.
+        ConverterError, ModelsError, ExportError: one sentence each.
     """
     where = pick_device(asked.device)
     if Path(asked.model).suffix.lower() == ".onnx":
@@ -51,9 +51,9 @@ def evaluate(asked: EvaluateOptions) -> Score:
 def _evaluate_onnx(asked: EvaluateOptions) -> Score:
     path = asked.model
     if asked.checkpoint is not None or asked.classes is not None or asked.random_weights:
-        raise CliError(f"{path}: an ONNX file brings its own weights; leave --checkpoint and --classes out")
+        raise OptionError(f"{path}: an ONNX file brings its own weights; leave --checkpoint and --classes out")
     if asked.device == "cuda":
-        raise CliError(f"{path}: ONNX files are scored on the CPU; leave --device cuda out")
+        raise OptionError(f"{path}: ONNX files are scored on the CPU; leave --device cuda out")
     preprocess, remark = onnx_preprocess(path, asked.input_shape, asked.mean, asked.std)
     test = _batches(asked, load_data(asked.data, download=asked.download), preprocess)
     if remark and not asked.quiet:

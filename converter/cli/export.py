@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from ...export import Verification
+from ..chain.device import pick_device
+from ..chain.exporting import check_onnx_target, export_network
 from .asked import asked_network
-from .device import pick_device
-from .exporting import check_onnx_target, export_network
 from .verbs import ExportOptions
 
 
@@ -39,7 +39,7 @@ def export(asked: ExportOptions) -> Exported:
     """Fuses a network into plain layers and writes it as one ONNX file, if that computes the same as torch.
 
     Raises:
-        CliError, ConverterError, ModelsError, ExportError: one sentence each; nothing has been written then.
+        ConverterError, ModelsError, ExportError: one sentence each; nothing has been written then.
     """
     target = check_onnx_target(asked.output, inputs=(asked.model, asked.checkpoint), force=asked.force)
     where = pick_device(asked.device)

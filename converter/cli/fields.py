@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_typ
 from typer import Option
 from typer.models import ArgumentInfo, OptionInfo, ParameterInfo
 
-from .values import Text
+from ..chain.values import Text
 
 _NO_PANEL = ("output", "verbs")
 _UNSHOWN: tuple[Any, ...] = (inspect.Parameter.empty, None, False, ())

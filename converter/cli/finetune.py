@@ -10,7 +10,12 @@ from torch import nn
 
 from ...models import load_weights
 from ..analysis.accuracy import Accuracy
+from ..chain.data import Batches, data_file, open_data
+from ..chain.device import pick_device
+from ..chain.network import build_plain, open_network
+from ..chain.totals import costs, ranks
 from ..conversion.attached import plan_of
+from ..errors import OptionError
 from ..planning.plan import Plan
 from ..planning.policies import Budget, LatencyBudget, parse_budget
 from ..storage.checkpoint import save_compressed
@@ -19,11 +24,6 @@ from ..training.config import FinetuneConfig, OptimizerKind, Step
 from ..training.finetuning import finetune as train_low_rank
 from .console import note
 from .convert import check_compressed_target
-from .data import Batches, data_file, open_data
-from .device import pick_device
-from .errors import CliError
-from .network import build_plain, open_network
-from .totals import costs, ranks
 from .verbs import FinetuneOptions
 
 
@@ -66,7 +66,7 @@ def finetune(asked: FinetuneOptions) -> Finetuned:
     """Trains a compressed checkpoint and writes another one.
 
     Raises:
-        CliError, ConverterError, ModelsError: one sentence each; nothing has been written then.
+        ConverterError, ModelsError: one sentence each; nothing has been written then.
     """
     where = pick_device(asked.device)
     config = FinetuneConfig(
@@ -88,7 +88,7 @@ def finetune(asked: FinetuneOptions) -> Finetuned:
     file, data = asked.file, asked.data
     target = check_compressed_target(asked.output, inputs=(file, asked.teacher, data_file(data)), force=asked.force)
     if file.suffix.lower() != ".safetensors":
-        raise CliError(f"{file}: is not a compressed .safetensors; make one with dprp convert first")
+        raise OptionError(f"{file}: is not a compressed .safetensors; make one with dprp convert first")
     network = open_network(str(file), trust=asked.trust)
     teacher = None if asked.teacher is None else _teacher(network.source, asked.teacher)
     images = open_data(data, network.classes(), download=asked.download)
@@ -122,7 +122,7 @@ def _trainable(budget: str | None) -> Budget | None:
         return None
     parsed = parse_budget(budget)
     if isinstance(parsed, LatencyBudget):
-        raise CliError(
+        raise OptionError(
             f"budget {budget}: ranks are not cut by latency in training; convert to it first and leave --budget out"
         )
     return parsed

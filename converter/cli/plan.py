@@ -7,17 +7,16 @@ from pathlib import Path
 from typing import Any
 
 from ...files import check_outputs
+from ..chain.conversion import plan_network
+from ..chain.data import data_file, open_calibration
+from ..chain.totals import costs, ranks
+from ..chain.verdict import Verdict, judge
 from ..conversion.converting import convert
+from ..errors import OptionError
 from ..planning.plan import Plan
 from .asked import asked_conversion, asked_network, asked_ranks
-from .conversion import plan_network
 from .convert import write_plan
-from .data import data_file, open_calibration
-from .device import pick_device
-from .errors import CliError
-from .totals import costs, ranks
 from .verbs import PlanOptions
-from .verdict import Verdict, judge
 
 
 @dataclass(frozen=True)
@@ -54,13 +53,13 @@ def plan(asked: PlanOptions) -> PlanAnswer:
     """Plans forms and ranks without converting anything.
 
     Raises:
-        CliError, ConverterError, ModelsError: one sentence each; nothing has been written then.
+        ConverterError, ModelsError: one sentence each; nothing has been written then.
     """
     wanted = asked_ranks(asked)
     target = asked.output
     inputs = (asked.checkpoint, data_file(asked.calibrate))
-    check_outputs(target, inputs=inputs, force=asked.force, error=CliError)
-    config = asked_conversion(asked, pick_device(asked.device))
+    check_outputs(target, inputs=inputs, force=asked.force, error=OptionError)
+    config = asked_conversion(asked)
     network = asked_network(asked, seed=asked.seed, dense=True)
     images = open_calibration(asked.calibrate, network, config.images, asked.seed, download=asked.download)
     planned = plan_network(network, wanted, config, calibrate_on=images)

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from ...files import check_input, quoted, reading
-from .errors import CliError
+from ..errors import OptionError
 from .fields import option_fields
 
 _LARGEST = 2**16
@@ -35,27 +35,29 @@ def read_recipe(path: Path, repeatable: Mapping[str, bool]) -> dict[str, Any]:
         repeatable: the verb's options by name, and whether they take a list.
 
     Raises:
-        CliError: no such file, not a recipe, an option that the verb does not have, or a value that is none; names
+        OptionError: no such file, not a recipe, an option that the verb does not have, or a value that is none; names
             the file and the key.
     """
-    check_input(path, error=CliError, largest=_LARGEST, what="a recipe (.yaml or .toml)")
-    with reading(path, error=CliError):
+    check_input(path, error=OptionError, largest=_LARGEST, what="a recipe (.yaml or .toml)")
+    with reading(path, error=OptionError):
         text = path.read_text(encoding="utf-8")
     found = _parsed(path, text)
     if not isinstance(found, dict):
-        raise CliError(f"{quoted(path)}: is no table of options; write one a line, such as budget: macs=0.5")
+        raise OptionError(f"{quoted(path)}: is no table of options; write one a line, such as budget: macs=0.5")
     options = {}
     for key, value in found.items():
         name = str(key)
         if name not in repeatable:
-            raise CliError(f"{quoted(path)}: {_unknown(str(key), repeatable)}")
+            raise OptionError(f"{quoted(path)}: {_unknown(str(key), repeatable)}")
         if value is None:
             continue
         several = isinstance(value, list)
         if not all(isinstance(one, _KINDS) for one in (value if several else [value])):
-            raise CliError(f"{quoted(path)}: {key} is no plain value; give text, a number, true or false, or a list")
+            raise OptionError(
+                f"{quoted(path)}: {key} is no plain value; give text, a number, true or false, or a list"
+            )
         if several and not repeatable[name]:
-            raise CliError(f"{quoted(path)}: {key} takes one value, not a list; give one")
+            raise OptionError(f"{quoted(path)}: {key} takes one value, not a list; give one")
         options[name] = value if several or not repeatable[name] else [value]
     return options
 
@@ -77,7 +79,7 @@ def _parsed(path: Path, text: str) -> Any:
         try:
             return yaml.safe_load(text)
         except (yaml.YAMLError, ValueError, RecursionError) as error:
-            raise CliError(f"{quoted(path)}: is not YAML ({_line(error)}); check it") from error
+            raise OptionError(f"{quoted(path)}: is not YAML ({_line(error)}); check it") from error
     if path.suffix == ".toml":
         if sys.version_info >= (3, 11):
             import tomllib
@@ -87,8 +89,8 @@ def _parsed(path: Path, text: str) -> Any:
         try:
             return tomllib.loads(text)
         except (tomllib.TOMLDecodeError, RecursionError) as error:
-            raise CliError(f"{quoted(path)}: is not TOML ({_line(error)}); check it") from error
-    raise CliError(f"{quoted(path)}: a recipe is a .yaml or .toml file; name it so")
+            raise OptionError(f"{quoted(path)}: is not TOML ({_line(error)}); check it") from error
+    raise OptionError(f"{quoted(path)}: a recipe is a .yaml or .toml file; name it so")
 
 
 def _line(error: Exception) -> str:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from ..analysis.surveying import Survey
 from ..analysis.surveying import survey as survey_layers
-from .device import pick_device
-from .network import open_network
+from ..chain.device import pick_device
+from ..chain.network import open_network
 from .verbs import SurveyOptions
 
 
@@ -13,7 +13,7 @@ def survey(asked: SurveyOptions) -> Survey:
     """Lists a network's layers, what they cost and how they may be factored.
 
     Raises:
-        CliError, ConverterError, ModelsError: one sentence each.
+        ConverterError, ModelsError: one sentence each.
     """
     where = pick_device(asked.device)
     network = open_network(

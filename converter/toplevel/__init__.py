@@ -19,7 +19,7 @@ from . import converter as _converter
 
 if TYPE_CHECKING:
     from .converter import *  # noqa: F403
-    from .converter.cli.in_memory import Compressed, compress, load
+    from .converter.chain.in_memory import Compressed, compress, load
 
     __version__: str
 
@@ -35,7 +35,7 @@ def __getattr__(name: str) -> Any:
 
         return version("dprp")
     if name in _IN_MEMORY:
-        value = getattr(importlib.import_module(".converter.cli.in_memory", __name__), name)
+        value = getattr(importlib.import_module(".converter.chain.in_memory", __name__), name)
     elif name in _converter.__all__:
         value = getattr(_converter, name)
     else:

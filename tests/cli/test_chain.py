@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from dprp.converter import Energy, FixedRank, Form, Plan, RankRatio, load_compressed
+from dprp.converter.chain.network import build_plain, open_network
 from dprp.converter.cli.convert import convert
 from dprp.converter.cli.finetune import finetune
-from dprp.converter.cli.network import build_plain, open_network
 from dprp.converter.cli.verbs import ConvertOptions, FinetuneOptions
 from dprp.export import onnx_macs, op_counts, read_metadata
 from dprp.models import DIGITS_WEIGHTS, build, load_weights

@@ -11,13 +11,12 @@ from typing import Any
 
 import pytest
 
-from dprp.converter import Plan, Unit, load_compressed
+from dprp.converter import OptionError, Plan, Unit, load_compressed
+from dprp.converter.chain.folder import made_whole
+from dprp.converter.chain.network import build_plain
+from dprp.converter.chain.summary import Figures, Summary, remarks
 from dprp.converter.cli import compress as module
 from dprp.converter.cli.compress import compress
-from dprp.converter.cli.errors import CliError
-from dprp.converter.cli.folder import made_whole
-from dprp.converter.cli.network import build_plain
-from dprp.converter.cli.summary import Figures, Summary, remarks
 from dprp.converter.cli.verbs import CompressOptions
 from dprp.export import ExportError, onnx_macs
 from dprp.models import DIGITS_WEIGHTS
@@ -192,7 +191,7 @@ def test_an_interrupt_at_either_rename_keeps_the_older_result(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: int
 ) -> None:
     text = _older_result(tmp_path / "out")
-    monkeypatch.setattr("dprp.converter.cli.folder.exchanged", lambda _one, _other: False)  # as on a Mac
+    monkeypatch.setattr("dprp.converter.chain.folder.exchanged", lambda _one, _other: False)  # as on a Mac
     renames = 0
     rename = Path.rename
 
@@ -213,7 +212,7 @@ def test_an_interrupt_at_either_rename_keeps_the_older_result(
 KILLED = """
 import os, sys
 from pathlib import Path
-from dprp.converter.cli import folder
+from dprp.converter.chain import folder
 rename, renames = Path.rename, 0
 def killed(self, target):
     global renames
@@ -234,7 +233,7 @@ def test_the_next_run_mends_what_a_killed_one_left(tmp_path: Path, renames: int)
     done = subprocess.run([sys.executable, "-c", KILLED, tmp_path / "out", str(renames)], check=False)
     assert done.returncode == -9
     assert len(_names(tmp_path)) == (1 if renames else 2)  # the older result is in the temporary folder, or beside it
-    with pytest.raises(CliError, match="exists already"), made_whole(tmp_path / "out", force=False):
+    with pytest.raises(OptionError, match="exists already"), made_whole(tmp_path / "out", force=False):
         pass
     assert _names(tmp_path) == ["out"]
     assert (tmp_path / "out" / "summary.json").read_text() == text

@@ -12,8 +12,8 @@ from typing import Any, get_args
 import pytest
 
 from dprp.converter import FinetuneConfig, OptimizerKind, Sensitivity
+from dprp.converter.chain.conversion import BASE_FORMS, ConversionConfig
 from dprp.converter.cli import verbs
-from dprp.converter.cli.conversion import BASE_FORMS, ConversionConfig
 from dprp.converter.cli.fields import option_fields
 from dprp.converter.cli.options import data, ranks, training
 from dprp.converter.cli.recipes import written

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from dprp.converter import Unit, load_compressed
-from dprp.converter.cli.network import build_plain
+from dprp.converter.chain.network import build_plain
 from dprp.export import onnx_macs
 
 TRAIN, TEST = 512, 500

@@ -10,7 +10,7 @@ import pytest
 
 from dprp.converter import Polish
 from dprp.converter.analysis.agreement import Agreement
-from dprp.converter.cli.verdict import Polished, Verdict
+from dprp.converter.chain.verdict import Polished, Verdict
 from dprp.models import DIGITS_WEIGHTS
 
 START = ("digits_cnn", "--checkpoint", str(DIGITS_WEIGHTS), "--calibrate", "digits", "--calibration-images", "300")

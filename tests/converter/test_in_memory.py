@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import dprp
-from dprp.converter.cli.errors import CliError
+from dprp.converter import OptionError
 
 
 def _images(count: int = 60) -> Tensor:
@@ -66,7 +66,7 @@ def test_the_whole_chain(residual: nn.Module, tmp_path: Path) -> None:
     again = dprp.load(tmp_path / "out", residual)
     assert torch.equal(again(_images()), result.model(_images()))
     assert not any(isinstance(module, dprp.LowRank) for module in residual.modules())
-    with pytest.raises(CliError, match="exists already"):
+    with pytest.raises(OptionError, match="exists already"):
         result.save(tmp_path / "out")
     result.save(tmp_path / "out", force=True)
 
@@ -74,7 +74,7 @@ def test_the_whole_chain(residual: nn.Module, tmp_path: Path) -> None:
     session = onnxruntime.InferenceSession(tmp_path / "small.onnx", providers=["CPUExecutionProvider"])
     (found,) = session.run(None, {session.get_inputs()[0].name: _images().numpy()})
     np.testing.assert_allclose(found, result.model(_images()).detach().numpy(), rtol=1e-3, atol=1e-4)
-    with pytest.raises(CliError, match="exists"):
+    with pytest.raises(OptionError, match="exists"):
         result.to_onnx(tmp_path / "small.onnx")
 
 
@@ -89,7 +89,7 @@ def test_mistakes_are_one_sentence(residual: nn.Module) -> None:
         ("there are no images in the batches", {"images": []}),
         ("calibration images 0 is below 1", {"images": _images(), "calibration_images": 0}),
     ):
-        with pytest.raises(CliError, match=match):
+        with pytest.raises(OptionError, match=match):
             dprp.compress(residual, budget="macs=0.5", **options)  # type: ignore[arg-type]
 
 

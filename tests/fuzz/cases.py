@@ -22,9 +22,8 @@ from safetensors.torch import save, save_file
 from torch import Tensor, nn
 
 from dprp.converter import MacBudget, Source, convert, plan_ranks, save_compressed, survey
-from dprp.converter.cli.conversion import read_plan
-from dprp.converter.cli.errors import CliError
-from dprp.converter.cli.network import open_network
+from dprp.converter.chain.conversion import read_plan
+from dprp.converter.chain.network import open_network
 from dprp.converter.errors import ConverterError
 from dprp.converter.storage.digest import digest
 from dprp.models import build, load_weights
@@ -32,7 +31,7 @@ from dprp.models.errors import ModelsError
 
 from .mutations import HOSTILE, changed_bytes, changed_json
 
-OURS = (CliError, ConverterError, ModelsError)
+OURS = (ConverterError, ModelsError)
 LONGEST_MESSAGE = 1500
 
 

@@ -21,9 +21,9 @@ from random import Random
 
 import torch
 
+from dprp.converter.chain.folder import FILES, made_by
+from dprp.converter.chain.network import open_network
 from dprp.converter.cli import main as dprp
-from dprp.converter.cli.folder import FILES, made_by
-from dprp.converter.cli.network import open_network
 from dprp.models import DIGITS_WEIGHTS
 
 _START = ("digits_cnn", "--checkpoint", str(DIGITS_WEIGHTS), "--budget", "macs=0.5", "--force")

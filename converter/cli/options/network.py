@@ -8,7 +8,7 @@ from typing import Annotated
 
 from typer import Argument, Option
 
-from ..values import Text, numbers, shape
+from ...chain.values import Text, numbers, shape
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from ...models import Preprocess, build, info, load_weights, preprocess_for
 from ..analysis.probe import evaluating
 from ..analysis.surveying import survey
+from ..errors import OptionError
 from ..storage.checkpoint import is_compressed, load_compressed
 from ..storage.source import Source
-from .errors import CliError
 
 _PICKLES = (".pth", ".th", ".pt", ".ckpt", ".bin")
 
@@ -46,13 +46,13 @@ class Network:
 
         Raises:
             ModelError: it cannot take its input.
-            CliError: it gives something else than a row of scores an image.
+            OptionError: it gives something else than a row of scores an image.
         """
         survey(self.model, self.example())  # says what is wrong with the input, where something is
         with evaluating(self.model), torch.no_grad():
             outputs = self.model(self.example())
         if not isinstance(outputs, Tensor) or outputs.dim() != 2:
-            raise CliError(
+            raise OptionError(
                 f"{self.source.model}: does not give one row of scores an image; only classifiers can be used"
             )
         return outputs.shape[1]
@@ -85,14 +85,14 @@ def open_network(
         seed: of random weights.
 
     Raises:
-        CliError: options that do not go together.
+        OptionError: options that do not go together.
         ModelsError: no such architecture, or a checkpoint that cannot be read or does not fit.
         CheckpointError: a compressed checkpoint that cannot be read.
     """
     suffix = Path(model).suffix.lower()
     if suffix == ".safetensors":
         if dense:
-            raise CliError(
+            raise OptionError(
                 "MODEL is compressed already; start from the dense network, or go on with dprp finetune"
                 if is_compressed(model)
                 else f"{model}: is a checkpoint, not a model; give the model's name and --checkpoint {model}"
@@ -107,19 +107,21 @@ def open_network(
         }
         extra = [option for option, value in given.items() if value is not None]
         if extra:
-            raise CliError(f"{model}: a compressed checkpoint brings its own weights and input; leave {extra[0]} out")
+            raise OptionError(
+                f"{model}: a compressed checkpoint brings its own weights and input; leave {extra[0]} out"
+            )
         loaded = load_compressed(model, build_plain, trust=trust)
         return Network(loaded.model, loaded.source, compressed=True)
     if suffix == ".onnx":
-        raise CliError(
+        raise OptionError(
             f"{model}: an ONNX file has no layers to work on; give the model's name or a .safetensors of ours"
         )
     if suffix in _PICKLES:
-        raise CliError(f"{model}: is a checkpoint, not a model; give the model's name and --checkpoint {model}")
+        raise OptionError(f"{model}: is a checkpoint, not a model; give the model's name and --checkpoint {model}")
     if checkpoint is None and not random_weights:
-        raise CliError(f"{model}: no weights given; pass --checkpoint FILE, or --random-weights if you mean that")
+        raise OptionError(f"{model}: no weights given; pass --checkpoint FILE, or --random-weights if you mean that")
     if checkpoint is not None and random_weights:
-        raise CliError("--checkpoint and --random-weights exclude each other; pass one of them")
+        raise OptionError("--checkpoint and --random-weights exclude each other; pass one of them")
     usual = preprocess_for(info(model), input_shape)
     channels = usual.input_shape[0]
     eats = Preprocess(

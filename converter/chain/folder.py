@@ -13,7 +13,7 @@ from pathlib import Path
 from ...files import quoted
 from ...files.exchange import exchanged
 from ...files.leftovers import abandoned, held, synced
-from .errors import CliError
+from ..errors import OptionError
 
 PLAN = "plan.json"
 COMPRESSED = "compressed.safetensors"
@@ -53,25 +53,25 @@ def check_folder(path: Path, *, inputs: Iterable[Path | str | None] = (), force:
     """Refuses a folder that may not be written.
 
     Raises:
-        CliError: it exists, or holds other people's files or an input, or the folder around it does not exist.
+        OptionError: it exists, or holds other people's files or an input, or the folder around it does not exist.
     """
     if not path.parent.is_dir():
-        raise CliError(f"{path}: the folder {path.parent} does not exist; make it first")
+        raise OptionError(f"{path}: the folder {path.parent} does not exist; make it first")
     if path.exists() and not path.is_dir():
-        raise CliError(f"{path}: is no folder; give the name of one")
+        raise OptionError(f"{path}: is no folder; give the name of one")
     if path.exists() and not force:
-        raise CliError(f"{path}: exists already; pass --force (force=True) to replace it")
+        raise OptionError(f"{path}: exists already; pass --force (force=True) to replace it")
     for read in inputs:
         if read is not None and path.resolve() in Path(read).resolve().parents:
-            raise CliError(f"{path}: holds {quoted(read)}, which is read as an input; give another folder")
+            raise OptionError(f"{path}: holds {quoted(read)}, which is read as an input; give another folder")
     if not path.exists() or is_empty(path):
         return
     strangers = sorted({entry.name for entry in path.iterdir()} - FILES)
     if strangers:
-        raise CliError(f"{path}: holds {strangers[0]}, which dprp did not write; give another folder")
+        raise OptionError(f"{path}: holds {strangers[0]}, which dprp did not write; give another folder")
     if made_by(path) is None:
         what = f"its {SUMMARY} has no result_id" if (path / SUMMARY).exists() else f"has no {SUMMARY}"
-        raise CliError(f"{path}: {what}, so it is not dprp's; give another folder")
+        raise OptionError(f"{path}: {what}, so it is not dprp's; give another folder")
 
 
 @contextmanager
@@ -83,7 +83,7 @@ def made_whole(path: Path, *, force: bool) -> Iterator[Path]:
     puts the older one back.
 
     Raises:
-        CliError: the folder may not be written.
+        OptionError: the folder may not be written.
     """
     path = path.resolve()
     if path.parent.is_dir():
@@ -92,7 +92,7 @@ def made_whole(path: Path, *, force: bool) -> Iterator[Path]:
     try:
         temporary = Path(tempfile.mkdtemp(prefix=_prefix(path), dir=path.parent))
     except OSError as error:
-        raise CliError(f"{path}: cannot be written ({error.strerror}); nothing was changed") from error
+        raise OptionError(f"{path}: cannot be written ({error.strerror}); nothing was changed") from error
     with held(temporary):
         try:
             made = temporary / _NEW
@@ -116,11 +116,11 @@ def _told_of(made: Path, path: Path) -> Iterator[None]:
     except OSError as error:
         if str(made) not in str(error.filename):
             raise
-        raise CliError(f"{path}: cannot be written ({error.strerror}); nothing was changed") from error
+        raise OptionError(f"{path}: cannot be written ({error.strerror}); nothing was changed") from error
     except ValueError as error:
         if str(made) not in str(error):
             raise
-        raise CliError(str(error).replace(str(made), str(path))) from error
+        raise OptionError(str(error).replace(str(made), str(path))) from error
 
 
 def _put(made: Path, path: Path, old: Path) -> None:

@@ -16,22 +16,18 @@ from torch.utils.data import DataLoader
 from ...export import Verification
 from ...files import written_whole
 from ..analysis.accuracy import Accuracy, evaluate
-from ..analysis.agreement import agreement
 from ..analysis.running import copied
 from ..analysis.sensitivity import Sensitivity
-from ..conversion.attached import plan_of
+from ..errors import OptionError
 from ..planning.plan import Plan
 from ..planning.planner import DEFAULT_RANK_MULTIPLE
-from ..planning.policies import MacBudget, ParamBudget, Policy, parse_budget
+from ..planning.policies import Policy, parse_budget
 from ..storage.checkpoint import load_compressed, save_compressed
 from ..storage.source import Source
-from ..training.config import FinetuneConfig
-from ..training.factor_moments import input_moments
-from ..training.finetuning import finetune
-from .conversion import CALIBRATION_IMAGES, ConversionConfig, factorise, forms_from, sensitivity_from
+from .compressing import JUDGES, CompressConfig, plan_and_convert, train_and_judge
+from .conversion import CALIBRATION_IMAGES, forms_from, sensitivity_from
 from .data import Loader, held_out
 from .device import pick_device
-from .errors import CliError
 from .exporting import check_onnx_target, export_network
 from .folder import COMPRESSED, PLAN, SUMMARY, check_folder, made_whole
 from .network import Network
@@ -39,8 +35,6 @@ from .totals import costs
 from .verdict import Verdict
 
 _BATCH = 100
-_JUDGED = 500
-"""Test images at most to compare a trained network's answers with the dense one's."""
 
 
 @dataclass(frozen=True)
@@ -109,14 +103,14 @@ class Compressed:
             force: replace what an earlier run left there.
 
         Raises:
-            CliError, CheckpointError: nothing has been written then.
+            OptionError, CheckpointError: nothing has been written then.
         """
         check_folder(Path(folder), force=force)
         told = {**self.summary.to_dict(), "made_by": "compress", "result_id": secrets.token_hex(16)}
         with made_whole(Path(folder), force=force) as work:
             save_compressed(self.model, _source(self.example), work / COMPRESSED)
             for name, text in ((PLAN, self.plan.to_json()), (SUMMARY, json.dumps(told, indent=1))):
-                with written_whole(work / name, force=False, error=CliError) as file:
+                with written_whole(work / name, force=False, error=OptionError) as file:
                     file.write_text(text + "\n", encoding="utf-8")
 
     def to_onnx(self, path: str | Path, *, tolerance: float = 1e-4, force: bool = False) -> Verification:
@@ -128,7 +122,7 @@ class Compressed:
             force: write over an existing file.
 
         Raises:
-            CliError, ConverterError, ExportError: nothing has been written then.
+            ConverterError, ExportError: nothing has been written then.
         """
         target = check_onnx_target(path, inputs=(), force=force)
         network = Network(self.model, _source(self.example), compressed=True)
@@ -173,60 +167,40 @@ def compress(
         progress: show bars.
 
     Raises:
-        CliError, ConverterError: one sentence; the module is as it was.
+        ConverterError: one sentence; the module is as it was.
     """
     target = parse_budget(budget) if isinstance(budget, str) else budget
-    if epochs < 0:
-        raise CliError(f"epochs {epochs} is below 0; give 0 to stop after conversion, or more")
-    if epochs and train is None:
-        raise CliError(f"{epochs} epochs need training batches; give train, or epochs=0")
+    if epochs > 0 and train is None:
+        raise OptionError(f"{epochs} epochs need training batches; give train, or epochs=0")
     if calibration_images < 1:
-        raise CliError(f"calibration images {calibration_images} is below 1; give at least 1, or about 2000")
-    where = pick_device(device)
-    given = train if images is None else images  # never the test images, which are to score by
-    if given is None:
-        raise CliError("there are no images; give images=, (N, C, H, W) and without labels, or train")
-    wanted = calibration_images + held_out(calibration_images)
-    sample = _gathered(given, wanted)
-    to_prune = target if isinstance(target, (MacBudget, ParamBudget)) else None  # others name the ranks themselves
-    dense = copied(model).cpu().eval()
-    network = Network(dense, _source(sample), compressed=False)
-    how = ConversionConfig(
+        raise OptionError(f"calibration images {calibration_images} is below 1; give at least 1, or about 2000")
+    config = CompressConfig(
         forms=forms_from(forms),
         keep=keep,
         rank_multiple=rank_multiple,
         images=calibration_images,
         sensitivity=sensitivity_from(sensitivity),
-        polish=0 if polish is None and epochs > 0 else polish,
+        polish=polish,
+        epochs=epochs,
+        learning_rate=learning_rate,
+        distill=distill,
+        mixed_precision=mixed_precision,
         seed=seed,
-        device=where,
+        device=pick_device(device),
     )
-    spare = epochs > 0 and to_prune is not None
-    made = factorise(network, target, how, calibrate_on=_batches(sample), spare_ranks=spare, progress=progress)
-    small, verdict = made.model, made.verdict
-    if epochs > 0:
-        assert train is not None
-        assert made.calibration is not None
-        config = FinetuneConfig(
-            epochs=epochs,
-            budget=to_prune,
-            learning_rate=learning_rate,
-            distill=distill,
-            rank_multiple=rank_multiple,
-            mixed_precision=mixed_precision,
-            seed=seed,
-            cpu=where.type == "cpu",
-        )
-        moments = input_moments(small, made.calibration.images)
-        small = finetune(small, train, config, evaluate_on=test, teacher=dense, moments=moments, progress=progress)
-        verdict = None  # training has seen the images that were held out
-    small, dense = small.to(where).eval(), dense.to(where)
-    before, after = (None, None) if test is None else (evaluate(dense, test), evaluate(small, test))
-    if verdict is None and test is not None:
-        verdict = Verdict(agreement(small, dense, _gathered(test, _JUDGED).to(where)))
-    small = small.cpu()
-    plan = plan_of(small)
-    return Compressed(small, plan, Outcome(plan.budget, epochs, plan, before, after, verdict), sample[:8].clone())
+    given = train if images is None else images  # never the test images, which are to score by
+    if given is None:
+        raise OptionError("there are no images; give images=, (N, C, H, W) and without labels, or train")
+    sample = _gathered(given, calibration_images + held_out(calibration_images))
+    network = Network(copied(model).cpu().eval(), _source(sample), compressed=False)
+    converted = plan_and_convert(network, target, config, calibrate_on=_batches(sample), progress=progress)
+    judges = None if test is None else lambda: _gathered(test, JUDGES)
+    made = train_and_judge(
+        converted, network, target, config, train=train, test=test, judges=judges, progress=progress
+    )
+    before, after = (_score(one, test, config) for one in (network.model, made.model))
+    found = Outcome(made.plan.budget, epochs, made.plan, before, after, made.verdict)
+    return Compressed(made.model, made.plan, found, sample[:8].clone())
 
 
 def load(path: str | Path, model: nn.Module) -> nn.Module:
@@ -246,6 +220,14 @@ def load(path: str | Path, model: nn.Module) -> nn.Module:
     return load_compressed(path / COMPRESSED if path.is_dir() else path, lambda _: copied(model).cpu()).model
 
 
+def _score(model: nn.Module, test: Iterable[Any] | None, config: CompressConfig) -> Accuracy | None:
+    if test is None:
+        return None
+    found = evaluate(model.to(config.device), test)
+    model.cpu()
+    return found
+
+
 def _gathered(given: Tensor | Iterable[Any], count: int) -> Tensor:
     """Up to so many images, in the order in which they come."""
     if isinstance(given, Tensor):
@@ -255,15 +237,17 @@ def _gathered(given: Tensor | Iterable[Any], count: int) -> Tensor:
         for batch in given:
             part = batch[0] if isinstance(batch, (tuple, list)) else batch
             if not isinstance(part, Tensor):
-                raise CliError(f"batches are of {type(part).__name__}; give tensors of images, or (images, labels)")
+                raise OptionError(
+                    f"batches are of {type(part).__name__}; give tensors of images, or (images, labels)"
+                )
             parts.append(part)
             if sum(map(len, parts)) >= count:
                 break
         if not parts:
-            raise CliError("there are no images in the batches; give at least 1")
+            raise OptionError("there are no images in the batches; give at least 1")
         found = torch.cat(parts)[:count]
     if found.dim() != 4 or not len(found):
-        raise CliError(f"images have the shape {tuple(found.shape)}; give (N, C, H, W) with N of at least 1")
+        raise OptionError(f"images have the shape {tuple(found.shape)}; give (N, C, H, W) with N of at least 1")
     return found.detach().cpu()
 
 

@@ -19,13 +19,12 @@ from ..analysis.surveying import Survey, survey
 from ..conversion.choosing import choose_plan, usual_trials
 from ..conversion.converting import convert
 from ..conversion.polishing import PolishConfig, polish, usual_steps
-from ..errors import PlanError
+from ..errors import OptionError, PlanError
 from ..lowrank.forms import Form
 from ..planning.plan import Plan
 from ..planning.planner import DEFAULT_RANK_MULTIPLE, headroom, plan_ranks
 from ..planning.policies import LatencyBudget, MacBudget, ParamBudget, Policy
 from .data import Loader, split_calibration
-from .errors import CliError
 from .network import Network
 from .planned import Planned
 from .polish_bar import polish_bar
@@ -75,7 +74,7 @@ class ConversionConfig:
         device: where to compute; None for the CPU.
 
     Raises:
-        CliError: a number out of range.
+        OptionError: a number out of range.
     """
 
     forms: Sequence[Form] = ()
@@ -90,13 +89,13 @@ class ConversionConfig:
 
     def __post_init__(self) -> None:
         if self.rank_multiple < 1:
-            raise CliError(f"rank multiple {self.rank_multiple} is below 1; give 1 to allow every rank, or 8")
+            raise OptionError(f"rank multiple {self.rank_multiple} is below 1; give 1 to allow every rank, or 8")
         if self.images < 0:
-            raise CliError(f"calibration images {self.images} is below 0; give 0 to go without, or about 2000")
+            raise OptionError(f"calibration images {self.images} is below 0; give 0 to go without, or about 2000")
         if self.polish is not None and self.polish < 0:
-            raise CliError(f"polish steps {self.polish} is below 0; give 0 to leave the closed form, or about 300")
+            raise OptionError(f"polish steps {self.polish} is below 0; give 0 to leave the closed form, or about 300")
         if self.threads < 1:
-            raise CliError(f"threads {self.threads} is below 1; give the number of CPU threads for the latency")
+            raise OptionError(f"threads {self.threads} is below 1; give the number of CPU threads for the latency")
 
 
 def factorise(
@@ -116,19 +115,19 @@ def factorise(
         progress: show a bar.
 
     Raises:
-        CliError: the network is compressed already, or options that do not go together.
+        OptionError: the network is compressed already, or options that do not go together.
         ConverterError: the network cannot be planned or converted so.
     """
     steps, device = config.polish, config.device
     if steps and calibrate_on is None:
-        raise CliError(f"--polish {steps} needs images; give it calibration images, or leave it out")
+        raise OptionError(f"--polish {steps} needs images; give it calibration images, or leave it out")
     planned = plan_network(network, wanted, config, calibrate_on=calibrate_on)
     start = headroom(planned.plan, rank_multiple=config.rank_multiple) if spare_ranks else planned.plan
     dense = network.model.to(device)
     calibration, polished = planned.calibration, None
     images = 0 if calibration is None else len(calibration.images)
     if steps and images < _FEWEST_TO_POLISH:
-        raise CliError(
+        raise OptionError(
             f"--polish {steps} needs {_FEWEST_TO_POLISH} calibration images, there are {images}; "
             "give it more, or leave it out"
         )
@@ -169,11 +168,11 @@ def plan_network(
         calibrate_on: images to plan and to fit the factors on.
 
     Raises:
-        CliError: the network is compressed already, or options that do not go together.
+        OptionError: the network is compressed already, or options that do not go together.
         ConverterError: the network cannot be planned so.
     """
     if network.compressed:
-        raise CliError("MODEL is compressed already; start from the dense network, or go on with dprp finetune")
+        raise OptionError("MODEL is compressed already; start from the dense network, or go on with dprp finetune")
     forms, device = config.forms, config.device
     model = network.model.to(device)  # in place: back to the CPU below
     layers = survey(model, network.example().to(device))
@@ -183,7 +182,7 @@ def plan_network(
         calibration = calibrate(model, layers, images, images=len(images))
     if isinstance(wanted, Plan):
         if forms or config.keep:
-            raise CliError("--plan says forms and dense layers itself; leave --form and --keep out")
+            raise OptionError("--plan says forms and dense layers itself; leave --form and --keep out")
         plan = wanted
         _check_plan(plan, layers)
     else:
@@ -220,14 +219,14 @@ def plan_network(
 def _check_plan(plan: Plan, layers: Survey) -> None:
     """A plan that was edited by hand may ask for more than the planner ever would."""
     if plan.input_shape != layers.input_shape:
-        raise CliError(
+        raise OptionError(
             f"the plan is for inputs of {_text(plan.input_shape)}, the model's are {_text(layers.input_shape)}; "
             f"make the plan anew, or pass --input {_text(plan.input_shape)}"
         )
     reasons = {layer.name: layer.reason for layer in layers}
     for name in plan.factored:
         if reasons.get(name) is not None:
-            raise CliError(
+            raise OptionError(
                 f"{name}: cannot be factored as the plan asks ({reasons[name]}); set form and rank to null"
             )
 
@@ -236,28 +235,28 @@ def read_plan(path: Path | str) -> Plan:
     """Reads a plan from a file.
 
     Raises:
-        CliError: no such file, or not a plan.
+        OptionError: no such file, or not a plan.
     """
     path = Path(path)
-    check_input(path, error=CliError, largest=_LARGEST_PLAN, what="a plan that dprp plan or convert wrote")
-    with reading(path, error=CliError):
+    check_input(path, error=OptionError, largest=_LARGEST_PLAN, what="a plan that dprp plan or convert wrote")
+    with reading(path, error=OptionError):
         text = path.read_text(encoding="utf-8")
     try:
         return Plan.from_json(text)
     except PlanError as error:
-        raise CliError(f"{path}: {error}") from error
+        raise OptionError(f"{path}: {error}") from error
 
 
 def forms_from(names: Sequence[str]) -> tuple[Form, ...]:
     """Forms by their names.
 
     Raises:
-        CliError: an unknown name.
+        OptionError: an unknown name.
     """
     allowed = [form.value for form in BASE_FORMS]
     for name in names:
         if name not in allowed:
-            raise CliError(f"form {name!r} is not one of {', '.join(allowed)}; choose one of these")
+            raise OptionError(f"form {name!r} is not one of {', '.join(allowed)}; choose one of these")
     return tuple(Form(name) for name in names)
 
 
@@ -265,13 +264,13 @@ def sensitivity_from(name: str) -> Sensitivity:
     """A sensitivity by its name.
 
     Raises:
-        CliError: an unknown name.
+        OptionError: an unknown name.
     """
     try:
         return Sensitivity(name)
     except ValueError:
         allowed = ", ".join(kind.value for kind in Sensitivity)
-        raise CliError(f"sensitivity {name!r} is not one of {allowed}; choose one of these") from None
+        raise OptionError(f"sensitivity {name!r} is not one of {allowed}; choose one of these") from None
 
 
 def _text(shape: tuple[int, ...]) -> str:

@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader
 
 from ...models import ImageData, Preprocess, check_labels, load_data, loader
 from ...models.augment import Augment
-from .errors import CliError
+from ..errors import OptionError
 from .network import Network
 
 Loader = DataLoader[tuple[Tensor, int]]
@@ -39,12 +39,12 @@ class Batches:
         """Shuffled and augmented; None for what suits the data.
 
         Raises:
-            CliError: no such augmentation.
+            OptionError: no such augmentation.
             DataError: images that do not fit the network, or a batch size below 1.
         """
         names = [kind.value for kind in Augment]
         if augment is not None and augment not in names:
-            raise CliError(f"augmentation {augment!r} is not one of {', '.join(names)}; choose one of these")
+            raise OptionError(f"augmentation {augment!r} is not one of {', '.join(names)}; choose one of these")
         images = self.data.train(self.preprocess, None if augment is None else Augment(augment))
         return loader(images, self.batch_size, shuffle=True, seed=self.seed, workers=self.workers)
 

@@ -12,7 +12,7 @@ from ...export import Verification, to_onnx
 from ...files import check_outputs
 from ..conversion.attached import plan_of
 from ..conversion.fusion import fuse
-from .errors import CliError
+from ..errors import OptionError
 from .metadata import onnx_metadata
 from .network import Network
 
@@ -49,10 +49,10 @@ def check_onnx_target(output: Path | str, *, inputs: Iterable[Path | str | None]
     """Refuses a name that an ONNX file cannot be written to, before any work is done.
 
     Raises:
-        CliError: not an .onnx, it exists, its folder does not, it is no regular file, or it is one of the inputs.
+        OptionError: not an .onnx, it exists, its folder does not, it is no regular file, or it is one of the inputs.
     """
     target = Path(output)
     if target.suffix != ".onnx":
-        raise CliError(f"{target}: an ONNX file is named .onnx; name it so")
-    check_outputs(target, inputs=inputs, force=force, error=CliError)
+        raise OptionError(f"{target}: an ONNX file is named .onnx; name it so")
+    check_outputs(target, inputs=inputs, force=force, error=OptionError)
     return target

@@ -16,10 +16,10 @@ from pathlib import Path
 from ...export import read_metadata
 from ...models import ModelInfo, Preprocess, preprocess_for
 from ...models.registry import IMAGENET_MEAN, IMAGENET_STD
+from ..errors import OptionError
 from ..lowrank.costs import Unit
 from ..planning.plan import Plan
 from ..storage.source import Source
-from .errors import CliError
 from .totals import ranks
 from .values import numbers, shape
 from .versions import versions
@@ -66,7 +66,7 @@ def onnx_preprocess(
 
     Raises:
         ModelFileError: no such file, or not ONNX.
-        CliError: the file's own metadata does not read.
+        OptionError: the file's own metadata does not read.
         DataError: numbers that do not fit together.
     """
     about = read_metadata(path)
@@ -77,8 +77,8 @@ def onnx_preprocess(
             given or (numbers(key, about[key]) if key in about else None)
             for given, key in ((mean, "dprp.mean"), (std, "dprp.std"))
         )
-    except CliError as error:
-        raise CliError(f"{path}: its metadata does not read ({error}); export it again") from error
+    except OptionError as error:
+        raise OptionError(f"{path}: its metadata does not read ({error}); export it again") from error
     missing = {"--input 3x224x224": input_shape, "--mean": mean, "--std": std}
     guessed = [option for option, value in missing.items() if value is None]
     usual = preprocess_for(ModelInfo(str(path), (3, 224, 224), IMAGENET_MEAN, IMAGENET_STD), input_shape)

@@ -1,4 +1,4 @@
-"""Values that are written as text on the command line."""
+"""Values that are written as text: on the command line, in recipes, and in ONNX files."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from .errors import CliError
+from ..errors import OptionError
 
 _LARGEST_SIDE = 65_536
 _MOST_VALUES = 2**28
@@ -37,14 +37,14 @@ def shape(option: str, text: str) -> tuple[int, int, int]:
         text: what was given.
 
     Raises:
-        CliError: not three whole numbers of at least 1.
+        OptionError: not three whole numbers of at least 1.
     """
     parts = text.lower().split("x")
     if len(parts) != 3 or not all(_is_count(part) for part in parts):
-        raise CliError(f"{option} {text[:200]!r} is not CHANNELSxHEIGHTxWIDTH; write it like 3x32x32")
+        raise OptionError(f"{option} {text[:200]!r} is not CHANNELSxHEIGHTxWIDTH; write it like 3x32x32")
     channels, height, width = map(int, parts)
     if max(channels, height, width) > _LARGEST_SIDE or channels * height * width > _MOST_VALUES:
-        raise CliError(
+        raise OptionError(
             f"{option} {text[:200]!r} is too large; sides are 1..{_LARGEST_SIDE:,}, values {_MOST_VALUES:,} at most"
         )
     return channels, height, width
@@ -58,12 +58,14 @@ def numbers(option: str, text: str) -> tuple[float, ...]:
         text: what was given.
 
     Raises:
-        CliError: something else than numbers with commas between them.
+        OptionError: something else than numbers with commas between them.
     """
     try:
         return tuple(float(part) for part in text.split(","))
     except ValueError:
-        raise CliError(f"{option} {text[:200]!r} is not a list of numbers; write it like 0.485,0.456,0.406") from None
+        raise OptionError(
+            f"{option} {text[:200]!r} is not a list of numbers; write it like 0.485,0.456,0.406"
+        ) from None
 
 
 def _is_count(text: str) -> bool:

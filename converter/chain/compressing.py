@@ -1,0 +1,152 @@
+"""The chain up to files: plan, convert, polish or fine-tune, judge."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from typing import Any
+
+from torch import Tensor, nn
+
+from ..analysis.agreement import agreement
+from ..conversion.attached import plan_of
+from ..errors import OptionError
+from ..planning.plan import Plan
+from ..planning.policies import MacBudget, ParamBudget, Policy
+from ..training.config import FinetuneConfig
+from ..training.factor_moments import input_moments
+from ..training.finetuning import finetune
+from .conversion import Conversion, ConversionConfig, factorise
+from .data import Loader
+from .network import Network
+from .verdict import Verdict
+
+JUDGES = 500
+"""Test images at most to compare a trained network's answers with the dense one's."""
+
+
+@dataclass(frozen=True)
+class CompressConfig(ConversionConfig):
+    """How to compress.
+
+    Attributes:
+        epochs: of fine-tuning, during which ranks fall to the budget's; 0 for none, and for polishing in its place.
+        learning_rate, distill, mixed_precision: as in `FinetuneConfig`; the dense network is the teacher.
+
+    Raises:
+        OptionError: a number out of range.
+    """
+
+    epochs: int = 0
+    learning_rate: float = 0.005
+    distill: float = 0.7
+    mixed_precision: str = "no"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.epochs < 0:
+            raise OptionError(f"epochs {self.epochs} is below 0; give 0 to stop after conversion, or more")
+        self.finetuning(None)
+
+    def finetuning(self, budget: MacBudget | ParamBudget | None) -> FinetuneConfig:
+        """The settings of fine-tuning down to a budget."""
+        return FinetuneConfig(
+            epochs=max(1, self.epochs),
+            budget=budget,
+            learning_rate=self.learning_rate,
+            distill=self.distill,
+            rank_multiple=self.rank_multiple,
+            mixed_precision=self.mixed_precision,
+            seed=self.seed,
+            cpu=self.device is None or self.device.type == "cpu",
+        )
+
+
+@dataclass(frozen=True)
+class Compression:
+    """What became of a network.
+
+    Attributes:
+        model: low-rank, in eval mode on the CPU.
+        plan: its ranks, and why the other layers stayed dense.
+        conversion: what training started from.
+        verdict: how often it answers as the dense network does, on images that nothing was fitted on; None without.
+    """
+
+    model: nn.Module
+    plan: Plan
+    conversion: Conversion
+    verdict: Verdict | None
+
+
+def plan_and_convert(
+    network: Network, target: Policy, config: CompressConfig, *, calibrate_on: Loader | None, progress: bool
+) -> Conversion:
+    """The first half: all that needs no labels.
+
+    Args:
+        network: dense; on the CPU afterwards.
+        target: a budget, or another rule for ranks.
+        config: how.
+        calibrate_on: images to plan and to fit the factors on; None fits them to the weights alone.
+        progress: show bars.
+
+    Raises:
+        ConverterError: one sentence.
+    """
+    trained = config.epochs > 0
+    if trained and config.polish is None:
+        config = replace(config, polish=0)
+    spare = trained and _to_prune(target) is not None
+    return factorise(network, target, config, calibrate_on=calibrate_on, spare_ranks=spare, progress=progress)
+
+
+def train_and_judge(
+    made: Conversion,
+    network: Network,
+    target: Policy,
+    config: CompressConfig,
+    *,
+    train: Iterable[Any] | None,
+    test: Iterable[Any] | None,
+    judges: Callable[[], Tensor] | None,
+    progress: bool,
+) -> Compression:
+    """The second half, after `plan_and_convert` with the same network, target and settings.
+
+    Args:
+        made: the first half.
+        network: the dense one, which is the teacher; on the CPU afterwards.
+        target, config: as they were.
+        train: batches of images and labels, where there are epochs.
+        test: batches to score on after each epoch; None for no scores.
+        judges: gives images that training has not seen, to compare answers on.
+        progress: show bars.
+
+    Raises:
+        ConverterError: one sentence.
+    """
+    model, verdict = made.model, made.verdict
+    if config.epochs > 0:
+        assert train is not None
+        model = finetune(
+            model,
+            train,
+            config.finetuning(_to_prune(target)),
+            evaluate_on=test,
+            teacher=network.model,
+            moments=None if made.calibration is None else input_moments(model, made.calibration.images),
+            progress=progress,
+        )
+        verdict = None  # training has seen the calibration images that were held out
+    model = model.eval()
+    if verdict is None and judges is not None:
+        images = judges().to(config.device)
+        verdict = Verdict(agreement(model.to(config.device), network.model.to(config.device), images))
+    network.model.cpu()
+    return Compression(model.cpu(), plan_of(model), made, verdict)
+
+
+def _to_prune(target: Policy) -> MacBudget | ParamBudget | None:
+    """A plan by latency or by a rule is a plan for these very ranks, so fine-tuning leaves them alone."""
+    return target if isinstance(target, (MacBudget, ParamBudget)) else None
