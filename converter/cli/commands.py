@@ -44,11 +44,7 @@ def command(options: Options) -> Options:
     def take(context: typer.Context, recipe: Path | None) -> Path | None:
         """What a recipe says becomes what options are where the command line says nothing."""
         if recipe is not None:
-            several = {
-                str(one.name): getattr(one, "multiple", False) or one.nargs == -1 for one in context.command.params
-            }
-            found = read_recipe(recipe, {one.key: several[one.name] for one in known.values()})
-            context.default_map = {one.name: found[one.key] for one in known.values() if one.key in found}
+            context.default_map = read_recipe(recipe, options)
         return recipe
 
     parameters = [one.parameter for one in known.values()]

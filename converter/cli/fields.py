@@ -9,12 +9,14 @@ from collections.abc import Iterator, Mapping
 from copy import copy
 from dataclasses import MISSING, Field, dataclass, fields
 from enum import Enum
+from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from typer import Option
 from typer.models import ArgumentInfo, OptionInfo, ParameterInfo
 
 from ..chain.values import Text
+from ..errors import OptionError
 
 _NO_PANEL = ("output", "verbs")
 _UNSHOWN: tuple[Any, ...] = (inspect.Parameter.empty, None, False, ())
@@ -30,12 +32,49 @@ class OptionField:
         key: in recipes: the long flag without its dashes, or the name of the argument.
         parameter: for typer.
         text: how the text that typer takes is read and written; None where it takes the value itself.
+        hint: the type of the field.
+        info: what typer knows of it.
     """
 
     name: str
     key: str
     parameter: inspect.Parameter
     text: Text | None
+    hint: Any
+    info: ParameterInfo
+
+    @property
+    def repeatable(self) -> bool:
+        """Whether it may be given several times."""
+        return self.text is None and get_origin(self.hint) is tuple
+
+    @property
+    def flag(self) -> bool:
+        """Whether it is given without a value."""
+        return self.hint is bool
+
+    @property
+    def choices(self) -> list[str]:
+        """What it may be; empty where that is not a matter of choice."""
+        return [one for kind in _allowed(self.hint) if get_origin(kind) is Literal for one in get_args(kind)]
+
+    def checked(self, value: Any) -> Any:
+        """A value that Python gave, which the command line would take as well; paths may be text.
+
+        Raises:
+            OptionError: out of range, or none of the choices.
+        """
+        if value is None:
+            return None
+        allowed, option = _allowed(self.hint), f"{self.key} {value!r}"
+        for one in value if isinstance(value, tuple) else (value,):
+            if self.choices and one not in self.choices:
+                raise OptionError(f"{self.key} {one!r} is not one of {', '.join(self.choices)}; choose one of these")
+        if self.info.min is not None and value < self.info.min:
+            raise OptionError(f"{option} is below {self.info.min}; give at least that")
+        if self.info.max is not None and value > self.info.max:
+            raise OptionError(f"{option} is above {self.info.max}; give at most that")
+        return Path(value) if Path in allowed and isinstance(value, str) else value
 
     def read(self, value: Any) -> Any:
         """The value of the field, from the one that typer gives."""
@@ -74,7 +113,7 @@ def _option(field: Field[Any], hint: Any, about: str, panel: str | None) -> Opti
         # Behind Annotated, typer takes the first flag for a default at first.
         flags = [one for one in (info.default, *(info.param_decls or ())) if isinstance(one, str)] or [flag]
         info.default, info.param_decls = flags[0], flags[1:]
-        flag, info.rich_help_panel = flags[0], panel
+        flag, info.rich_help_panel = flags[0], info.rich_help_panel or panel
     info.help = about
     default = inspect.Parameter.empty if field.default is MISSING else field.default
     if isinstance(info.show_default, bool):
@@ -83,7 +122,7 @@ def _option(field: Field[Any], hint: Any, about: str, panel: str | None) -> Opti
     annotation: Any = Annotated[taken, info]
     key = flag.removeprefix("--") if not isinstance(info, ArgumentInfo) else field.name
     parameter = inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
-    return OptionField(field.name, key, parameter, text)
+    return OptionField(field.name, key, parameter, text, hint, info)
 
 
 def _typed(name: str, hint: Any) -> Any:
@@ -96,6 +135,13 @@ def _typed(name: str, hint: Any) -> Any:
     if kind in (Union, types.UnionType):
         return Union[tuple(_typed(name, one) for one in inner)]  # noqa: UP007
     return hint
+
+
+def _allowed(hint: Any) -> tuple[Any, ...]:
+    """The types that a value may have, or the values of a tuple."""
+    if get_origin(hint) in (Union, types.UnionType):
+        return tuple(one for part in get_args(hint) for one in _allowed(part))
+    return _allowed(get_args(hint)[0]) if get_origin(hint) is tuple else (hint,)
 
 
 def _described(owner: type) -> Iterator[tuple[str, str]]:

@@ -15,24 +15,24 @@ from __future__ import annotations
 
 import difflib
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from ...files import check_input, quoted, reading
 from ..errors import OptionError
-from .fields import option_fields
+from .fields import OptionField, option_fields
 
 _LARGEST = 2**16
 _KINDS = (str, int, float, bool)
 
 
-def read_recipe(path: Path, repeatable: Mapping[str, bool]) -> dict[str, Any]:
-    """Options by name.
+def read_recipe(path: Path, options: type) -> dict[str, Any]:
+    """Options by their names in Python, as the command line takes them.
 
     Args:
         path: .yaml, .yml or .toml.
-        repeatable: the verb's options by name, and whether they take a list.
+        options: the verb's.
 
     Raises:
         OptionError: no such file, not a recipe, an option that the verb does not have, or a value that is none; names
@@ -44,22 +44,32 @@ def read_recipe(path: Path, repeatable: Mapping[str, bool]) -> dict[str, Any]:
     found = _parsed(path, text)
     if not isinstance(found, dict):
         raise OptionError(f"{quoted(path)}: is no table of options; write one a line, such as budget: macs=0.5")
-    options = {}
+    known = {field.key: field for field in option_fields(options).values()}
+    given = {}
     for key, value in found.items():
-        name = str(key)
-        if name not in repeatable:
-            raise OptionError(f"{quoted(path)}: {_unknown(str(key), repeatable)}")
-        if value is None:
-            continue
-        several = isinstance(value, list)
-        if not all(isinstance(one, _KINDS) for one in (value if several else [value])):
-            raise OptionError(
-                f"{quoted(path)}: {key} is no plain value; give text, a number, true or false, or a list"
-            )
-        if several and not repeatable[name]:
-            raise OptionError(f"{quoted(path)}: {key} takes one value, not a list; give one")
-        options[name] = value if several or not repeatable[name] else [value]
-    return options
+        if str(key) not in known:
+            raise OptionError(f"{quoted(path)}: {_unknown(str(key), known)}")
+        field = known[str(key)]
+        if value is False and "no" in field.choices:
+            value = "no"  # which YAML takes for false
+        if value is not None:
+            wrong = _wrong(field, value)
+            if wrong:
+                raise OptionError(f"{quoted(path)}: {key} {wrong}")
+            given[field.name] = [value] if field.repeatable and not isinstance(value, list) else value
+    return given
+
+
+def _wrong(field: OptionField, value: Any) -> str:
+    """What is wrong with the kind of a value; empty where nothing is."""
+    several = isinstance(value, list)
+    if not all(isinstance(one, _KINDS) for one in (value if several else [value])):
+        return "is no plain value; give text, a number, true or false, or a list"
+    if several and not field.repeatable:
+        return "takes one value, not a list; give one"
+    if isinstance(value, bool) is not field.flag:
+        return "is true or false; give one of them" if field.flag else "takes a value, not true or false; give one"
+    return ""
 
 
 def written(verb: str, options: Any) -> str:

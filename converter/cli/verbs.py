@@ -12,6 +12,7 @@ from typing import Annotated
 from typer import Argument, Option
 
 from .commands import command
+from .options.base import Options
 from .options.data import DownloadOptions, ScoringDataOptions, TrainingDataOptions
 from .options.machine import MachineOptions, ThreadOptions
 from .options.network import FileOptions, ModelOptions, NetworkOptions, TrustOptions
@@ -19,7 +20,6 @@ from .options.output import FolderOptions, ForceOptions, OutputOptions, QuietOpt
 from .options.ranks import (
     CalibrateOptions,
     NeededBudgetOptions,
-    PlanFileOptions,
     PlanningOptions,
     PruningOptions,
     RuleOptions,
@@ -82,7 +82,6 @@ class ConvertOptions(
     NetworkOptions,
     OutputOptions,
     RuleOptions,
-    PlanFileOptions,
     CalibrateOptions,
     PolishOptions,
     ThreadOptions,
@@ -93,9 +92,11 @@ class ConvertOptions(
     """Factor a pretrained network; give one of --budget, --plan, --ratio, --rank and --energy.
 
     Attributes:
+        plan: A plan, perhaps edited by hand.
         save_plan: Write the plan as JSON, too.
     """
 
+    plan: Annotated[Path | None, Option("--plan", rich_help_panel="Ranks")] = None
     save_plan: Path | None = None
 
 
@@ -156,5 +157,5 @@ class BenchmarkOptions(ThreadOptions, MachineOptions):
 
 @command
 @dataclass(frozen=True, kw_only=True)
-class EnvOptions:
+class EnvOptions(Options):
     """Versions, processor and GPUs: what a bug report needs."""

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
+import importlib
 import subprocess
 import sys
 from dataclasses import fields
-from importlib import import_module
 from pathlib import Path
 from typing import Any, get_args
 
 import pytest
 
-from dprp.converter import FinetuneConfig, OptimizerKind, Sensitivity
+from dprp.converter import FinetuneConfig, OptimizerKind, OptionError, Sensitivity
 from dprp.converter.chain.conversion import BASE_FORMS, ConversionConfig
 from dprp.converter.cli import verbs
 from dprp.converter.cli.fields import option_fields
 from dprp.converter.cli.options import data, ranks, training
 from dprp.converter.cli.recipes import written
+from dprp.models import DIGITS_WEIGHTS
 from dprp.models.augment import Augment
 
 from .conftest import Dprp
@@ -27,7 +28,7 @@ OPTIONS = [getattr(verbs, f"{verb.title()}Options") for verb in VERBS]
 
 @pytest.mark.parametrize("verb", VERBS)
 def test_each_verb_is_a_function_of_its_options(verb: str) -> None:
-    assert callable(getattr(import_module(f"dprp.converter.cli.{verb}"), verb))
+    assert callable(getattr(importlib.import_module(f"dprp.converter.cli.{verb}"), verb))
 
 
 @pytest.mark.parametrize("options", OPTIONS)
@@ -87,6 +88,32 @@ def test_what_python_asks_for_is_a_recipe_that_asks_for_the_same(dprp: Dprp, tmp
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(written("convert", asked))
     assert dprp("convert", "--recipe", recipe, "--print-recipe").out == recipe.read_text()
+
+
+@pytest.mark.parametrize(
+    ("options", "given", "says"),
+    [
+        (verbs.ConvertOptions, {"threads": 0}, "threads 0 is below 1"),
+        (verbs.ConvertOptions, {"threads": 2000}, "threads 2000 is above 1024"),
+        (verbs.ConvertOptions, {"sensitivity": "gut"}, "'gut' is not one of best, energy, kl, mixed"),
+        (verbs.ConvertOptions, {"forms": ("channel", "plane")}, "'plane' is not one of channel, pointwise, spatial"),
+        (verbs.ConvertOptions, {"device": "tpu"}, "'tpu' is not one of auto, cpu, cuda"),
+    ],
+)
+def test_python_is_refused_what_the_command_line_is(options: type, given: dict[str, Any], says: str) -> None:
+    with pytest.raises(OptionError, match=says):
+        options(model="x", output="y.safetensors", **given)
+
+
+def test_verbs_are_functions_of_dprp(tmp_path: Path) -> None:
+    """Paths may be text."""
+    from dprp.verbs import ConvertOptions, convert
+
+    output = tmp_path / "small.safetensors"
+    made = convert(ConvertOptions(model="digits_cnn", checkpoint=str(DIGITS_WEIGHTS), rank=4, output=str(output)))
+    assert made.output == output
+    assert output.exists()
+    assert set(dir(importlib.import_module("dprp.verbs"))) >= {*VERBS, *(one.__name__ for one in OPTIONS)}
 
 
 def test_no_six_lines_stand_twice() -> None:

@@ -94,6 +94,8 @@ def test_a_result_folder_holds_the_recipe_that_makes_it_again(dprp: Dprp, tmp_pa
         ("keep: [{a: b}]", "keep is no plain value"),
         ("model: [a, b]", "model takes one value, not a list"),
         ("rank-multiple: many", "rank-multiple"),
+        ("rank-multiple: true", "rank-multiple takes a value, not true or false"),
+        ("random-weights: 1", "random-weights is true or false"),
         ("rank-multiple: 0", "rank-multiple"),
     ],
 )
@@ -106,6 +108,12 @@ def test_mistakes_name_the_file_and_the_key(dprp: Dprp, tmp_path: Path, text: st
     assert says in run.err
     if "rank" not in text:
         assert "bad.yaml" in run.err
+
+
+def test_no_is_no_in_yaml(dprp: Dprp, tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text("file: a\ndata: digits\nepochs: 1\noutput: b\nmixed-precision: no\n")
+    run = dprp("finetune", "--recipe", tmp_path / "a.yaml", "--print-recipe")
+    assert _options(run.out)["mixed-precision"] == "no"
 
 
 def test_other_files_are_no_recipes(dprp: Dprp, tmp_path: Path) -> None:

@@ -7,11 +7,13 @@ from typing import Annotated, Literal
 
 from typer import Option
 
+from .base import Options
+
 Augmentation = Literal["none", "crop", "crop-flip"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class DownloadOptions:
+class DownloadOptions(Options):
     """Where images may come from.
 
     Attributes:

@@ -7,11 +7,13 @@ from typing import Annotated, Literal
 
 from typer import Option
 
+from .base import Options
+
 DeviceName = Literal["auto", "cpu", "cuda"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class MachineOptions:
+class MachineOptions(Options):
     """The machine.
 
     Attributes:
@@ -24,7 +26,7 @@ class MachineOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ThreadOptions:
+class ThreadOptions(Options):
     """Threads.
 
     Attributes:

@@ -9,10 +9,11 @@ from typing import Annotated
 from typer import Argument, Option
 
 from ...chain.values import Text, numbers, shape
+from .base import Options
 
 
 @dataclass(frozen=True, kw_only=True)
-class ModelOptions:
+class ModelOptions(Options):
     """A network by name.
 
     Attributes:
@@ -45,7 +46,7 @@ class NetworkOptions(ModelOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrustOptions:
+class TrustOptions(Options):
     """Whose code may build a network.
 
     Attributes:

@@ -8,9 +8,11 @@ from typing import Annotated
 
 from typer import Option
 
+from .base import Options
+
 
 @dataclass(frozen=True, kw_only=True)
-class ForceOptions:
+class ForceOptions(Options):
     """Whether files may be replaced.
 
     Attributes:
@@ -43,7 +45,7 @@ class FolderOptions(ForceOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class QuietOptions:
+class QuietOptions(Options):
     """What is said on the way.
 
     Attributes:

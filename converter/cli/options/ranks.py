@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated, Literal
 
 from typer import Option
+
+from .base import Options
 
 FormName = Literal["channel", "pointwise", "spatial"]
 SensitivityName = Literal["best", "energy", "kl", "mixed"]
@@ -15,7 +16,7 @@ _BUDGET = Option(metavar="UNIT=PART")
 
 
 @dataclass(frozen=True, kw_only=True)
-class BudgetOptions:
+class BudgetOptions(Options):
     """How much may stay, if that is said.
 
     Attributes:
@@ -26,7 +27,7 @@ class BudgetOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class NeededBudgetOptions:
+class NeededBudgetOptions(Options):
     """How much may stay.
 
     Attributes:
@@ -52,18 +53,7 @@ class RuleOptions(BudgetOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class PlanFileOptions:
-    """A plan that is there already.
-
-    Attributes:
-        plan: A plan, perhaps edited by hand.
-    """
-
-    plan: Path | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class MultipleOptions:
+class MultipleOptions(Options):
     """Which ranks there may be.
 
     Attributes:

@@ -8,12 +8,14 @@ from typing import Annotated, Literal
 
 from typer import Option
 
+from .base import Options
+
 PrecisionName = Literal["no", "bf16", "fp16"]
 OptimizerName = Literal["sgd", "adamw"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class PolishOptions:
+class PolishOptions(Options):
     """Training without labels.
 
     Attributes:
@@ -24,7 +26,7 @@ class PolishOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainingOptions:
+class TrainingOptions(Options):
     """Training with labels.
 
     Attributes:
