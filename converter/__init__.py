@@ -53,7 +53,7 @@ if TYPE_CHECKING:
         plan_ranks,
     )
     from .storage import Loaded, Source, is_compressed, load_compressed, save_compressed
-    from .training import FinetuneConfig, OptimizerKind, RankPenalty, Step, finetune, input_moments
+    from .training import Cut, FinetuneConfig, Metric, OptimizerKind, RankPenalty, Step, finetune, input_moments
 
 __all__ = [
     "BLENDS",
@@ -64,6 +64,7 @@ __all__ = [
     "CheckpointError",
     "ConverterError",
     "ConverterWarning",
+    "Cut",
     "Energy",
     "Factors",
     "FinetuneConfig",
@@ -80,6 +81,7 @@ __all__ = [
     "LowRankConv2d",
     "LowRankLinear",
     "MacBudget",
+    "Metric",
     "ModelError",
     "OptimizerKind",
     "OptionError",
@@ -190,7 +192,9 @@ _HOMES = {
         "save_compressed",
     ),
     "training": (
+        "Cut",
         "FinetuneConfig",
+        "Metric",
         "OptimizerKind",
         "RankPenalty",
         "Step",

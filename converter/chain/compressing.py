@@ -15,7 +15,7 @@ from ..planning.plan import Plan
 from ..planning.policies import MacBudget, ParamBudget, Policy
 from ..training.config import FinetuneConfig
 from ..training.factor_moments import input_moments
-from ..training.finetuning import finetune
+from ..training.loop import finetune
 from .conversion import Conversion, ConversionConfig, factorise
 from .data import Loader
 from .network import Network

@@ -20,8 +20,9 @@ from ..planning.plan import Plan
 from ..planning.policies import Budget, LatencyBudget, parse_budget
 from ..storage.checkpoint import save_compressed
 from ..storage.source import Source
-from ..training.config import FinetuneConfig, OptimizerKind, Step
-from ..training.finetuning import finetune as train_low_rank
+from ..training.config import FinetuneConfig, OptimizerKind
+from ..training.loop import finetune as train_low_rank
+from ..training.record import Step
 from .console import note
 from .convert import check_compressed_target
 from .verbs import FinetuneOptions
@@ -57,7 +58,8 @@ class Finetuned:
             "layers": ranks(self.after),
             "layers_before": ranks(self.before),
             "epochs": [
-                {"epoch": step.epoch, "loss": step.loss, "top1": step.top1, "macs": step.macs} for step in self.epochs
+                {"epoch": step.epoch, "loss": step.loss, "top1": step.score, "macs": step.macs}
+                for step in self.epochs
             ],
         }
 
@@ -99,7 +101,7 @@ def finetune(asked: FinetuneOptions) -> Finetuned:
     steps: list[Step] = []
 
     def keep_epochs(step: Step) -> None:
-        if step.top1 is not None:
+        if step.score is not None:
             steps.append(step)
 
     tuned = train_low_rank(
@@ -107,7 +109,7 @@ def finetune(asked: FinetuneOptions) -> Finetuned:
     )
     save_compressed(tuned, network.source, target, force=asked.force)
     # The last epoch ends with an evaluation of what was saved.
-    accuracy = Accuracy(steps[-1].top1 or 0.0, len(images.test(network.preprocess)))  # type: ignore[arg-type]
+    accuracy = Accuracy(steps[-1].score or 0.0, len(images.test(network.preprocess)))  # type: ignore[arg-type]
     return Finetuned(plan_of(network.model), plan_of(tuned), accuracy, tuple(steps), target)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -17,6 +18,20 @@ from ..analysis.probe import evaluating
 from ..analysis.running import run, tensors_in
 from ..errors import ModelError
 from ..lowrank.layers import LowRank
+
+
+@dataclass(frozen=True)
+class Compared:
+    """Two networks on the same images.
+
+    Attributes:
+        answer, wanted: the converted network's and the dense one's.
+        layers: mean over places of the square of the difference there, in variances; None where there is no place.
+    """
+
+    answer: Any
+    wanted: Any
+    layers: Tensor | None
 
 
 class Pair:
@@ -67,7 +82,8 @@ class Pair:
 
         return distance
 
-    def _loss(self, images: Tensor) -> Tensor:
+    def compare(self, images: Tensor) -> Compared:
+        """Runs both, the dense one without gradients; the mode of the converted one is the caller's."""
         inside: dict[str, list[Tensor]] = {}
         losses: list[Tensor] = []
         calls = dict.fromkeys(self._places, 0)
@@ -83,11 +99,15 @@ class Pair:
             calls[name] += 1
 
         with torch.no_grad(), _watched(self._dense, self._places, keep):
-            wanted = _floats(run(self._dense, images.clone()))
+            wanted = run(self._dense, images.clone())
         with _watched(self._model, self._places, compare):
-            ours = _floats(run(self._model, images.clone()))
-        answers = _answers_apart(ours, wanted)
-        return answers + torch.stack(losses).mean() if losses else answers
+            answer = run(self._model, images.clone())
+        return Compared(answer, wanted, torch.stack(losses).mean() if losses else None)
+
+    def _loss(self, images: Tensor) -> Tensor:
+        found = self.compare(images)
+        answers = _answers_apart(_floats(found.answer), _floats(found.wanted))
+        return answers if found.layers is None else answers + found.layers
 
 
 def _places(model: nn.Module, dense: nn.Module, images: Tensor) -> list[str]:

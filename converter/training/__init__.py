@@ -4,13 +4,16 @@ Takes a low-rank network, images and a budget; gives it trained, at the ranks th
 Source: DPRP (arXiv 2401.08014).
 """
 
-from .config import FinetuneConfig, OptimizerKind, Step
+from .config import FinetuneConfig, OptimizerKind, RankPenalty
 from .factor_moments import input_moments
-from .finetuning import finetune
-from .losses import RankPenalty
+from .loop import finetune
+from .metric import Metric
+from .record import Cut, Step
 
 __all__ = [
+    "Cut",
     "FinetuneConfig",
+    "Metric",
     "OptimizerKind",
     "RankPenalty",
     "Step",

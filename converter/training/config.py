@@ -1,4 +1,4 @@
-"""How to fine-tune, and what each step of it was."""
+"""How to fine-tune."""
 
 from __future__ import annotations
 
@@ -8,8 +8,6 @@ from enum import Enum
 
 from ..errors import TrainingError
 from ..planning.policies import Budget
-from .losses import RankPenalty
-from .prune import Cut
 
 
 class OptimizerKind(str, Enum):
@@ -20,6 +18,30 @@ class OptimizerKind(str, Enum):
 
     def __str__(self) -> str:
         return self.value
+
+
+class RankPenalty(str, Enum):
+    """What makes directions small before they are cut.
+
+    hoyer, nuclear  a loss on all singular values, `losses.rank_penalty`
+    tail            the same, on those only that the next cut takes, over those that it leaves
+    proximal        a soft threshold on singular values after each step, apart from the gradient
+    fade            what the next cut takes fades out in a straight line until then
+    none            the cut takes them as they are
+    """
+
+    NONE = "none"
+    HOYER = "hoyer"
+    NUCLEAR = "nuclear"
+    TAIL = "tail"
+    PROXIMAL = "proximal"
+    FADE = "fade"
+
+    def __str__(self) -> str:
+        return self.value
+
+
+PRECISIONS = ("no", "bf16", "fp16")
 
 
 @dataclass(frozen=True)
@@ -35,20 +57,27 @@ class FinetuneConfig:
         momentum: of SGD.
         weight_decay: on u, v and other weights; not on s, biases and normalisation.
         warmup: part of the steps in which the rate rises.
+        accumulate: batches a step, >= 1.
         label_smoothing: of the cross-entropy.
+        distill: weight of the teacher's answers in the task loss, 0..1; 0 when no teacher is given.
+        temperature: of the distillation.
+        matching: weight of the distance from the teacher at each low-rank layer; 0 when no teacher is given.
         orthogonality: lambda_o.
         rank: lambda_r; acts while ranks are being pruned.
         rank_penalty: R.
-        distill: weight of the teacher's part of the task loss, 0..1; 0 when no teacher is given.
-        temperature: of the distillation.
         prune_until: part of the steps after which the budget is met.
-        prune_every: steps between two cuts.
+        cuts: how many there are until then, >= 1.
         rank_multiple: ranks are cut to multiples of this.
         clip: largest gradient norm; 0 for none.
+        average: part of the old average of weights that a step leaves, 0 <= average < 1; 0 for no average.
+        train_norms: whether BatchNorms learn their statistics anew; frozen ones never do.
         mixed_precision: "no", "bf16" or "fp16".
         channels_last: memory layout of a network of images; much faster on CPUs and on tensor cores.
         seed: of the random numbers.
         cpu: stay on the CPU even where there is a GPU.
+
+    Raises:
+        TrainingError: a value out of range.
     """
 
     epochs: int = 3
@@ -59,16 +88,20 @@ class FinetuneConfig:
     momentum: float = 0.9
     weight_decay: float = 1e-4
     warmup: float = 0.1
+    accumulate: int = 1
     label_smoothing: float = 0.0
+    distill: float = 0.7
+    temperature: float = 4.0
+    matching: float = 0.0
     orthogonality: float = 1e-2
     rank: float = 1e-3
     rank_penalty: RankPenalty = RankPenalty.HOYER
-    distill: float = 0.7
-    temperature: float = 4.0
     prune_until: float = 0.5
-    prune_every: int = 20
+    cuts: int = 10
     rank_multiple: int = 8
     clip: float = 5.0
+    average: float = 0.0
+    train_norms: bool = True
     mixed_precision: str = "no"
     channels_last: bool = True
     seed: int = 0
@@ -77,40 +110,34 @@ class FinetuneConfig:
     def __post_init__(self) -> None:
         if self.epochs < 1:
             raise TrainingError(f"epochs {self.epochs} is below 1; give at least one")
+        for name, count in (("accumulate", self.accumulate), ("cuts", self.cuts)):
+            if count < 1:
+                raise TrainingError(f"{name} {count} is below 1; give at least 1")
         if self.budget is not None and self.threshold is not None:
             raise TrainingError("a budget and a threshold are two ways to end up somewhere; give one of them")
         if self.threshold is not None and not 0.0 < self.threshold < 1.0:
             raise TrainingError(f"threshold {self.threshold:g} is not in (0, 1); try 0.05")
         if not 0.0 < self.learning_rate < math.inf:
             raise TrainingError(f"learning rate {self.learning_rate:g} is not above 0; try 0.005")
-        for name, value in (("prune_until", self.prune_until), ("distill", self.distill)):
+        for name, value in (("prune_until", self.prune_until), ("distill", self.distill), ("warmup", self.warmup)):
             if not 0.0 <= value <= 1.0:
                 raise TrainingError(f"{name} {value:g} is not in 0..1; give a part of the whole")
+        for name, value in (
+            ("matching", self.matching),
+            ("orthogonality", self.orthogonality),
+            ("rank", self.rank),
+            ("clip", self.clip),
+        ):
+            if not 0.0 <= value < math.inf:
+                raise TrainingError(f"{name} {value:g} is not 0 or above; give 0 for none")
+        if not 0.0 <= self.average < 1.0:
+            raise TrainingError(f"average {self.average:g} is not in 0..1 without 1; try 0.99, or 0 for none")
+        if self.mixed_precision not in PRECISIONS:
+            raise TrainingError(
+                f"mixed precision {self.mixed_precision!r} is not one of {', '.join(PRECISIONS)}; choose one of these"
+            )
 
-
-@dataclass(frozen=True)
-class Step:
-    """What one training step was, for a progress bar or a record.
-
-    Attributes:
-        step, steps: this one (from 1), and all.
-        epoch: from 1.
-        loss, task, orthogonality, rank: the whole loss and its unweighted parts.
-        learning_rate: used in this step.
-        macs, params: parts of the dense network's cost now.
-        top1: percent on the evaluation data, after an epoch's last step.
-        cut: the ranks that this step's cut changed.
-    """
-
-    step: int
-    steps: int
-    epoch: int
-    loss: float
-    task: float
-    orthogonality: float
-    rank: float
-    learning_rate: float
-    macs: float
-    params: float
-    top1: float | None = None
-    cut: Cut | None = None
+    @property
+    def prunes(self) -> bool:
+        """Whether ranks are to fall."""
+        return self.budget is not None or self.threshold is not None

@@ -7,25 +7,29 @@ from types import TracebackType
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from .config import Step
+from .record import Step
 
 
 class FinetuneBar:
-    """Shows epoch, loss, top-1 and MACs now, on stderr so that piped output stays clean."""
+    """Shows epoch, loss, the metric and MACs now, on stderr so that piped output stays clean."""
 
-    def __init__(self, epochs: int, steps: int, *, enabled: bool) -> None:
+    def __init__(self, epochs: int, steps: int, metric: str, *, enabled: bool) -> None:
         self._epochs = epochs
-        self._top1 = "-"
+        self._score = "-"
         self._progress = Progress(
             TextColumn("fine-tune epoch {task.fields[epoch]}"),
             BarColumn(),
             MofNCompleteColumn(),
-            TextColumn("loss {task.fields[loss]}  top-1 {task.fields[top1]}  MACs {task.fields[macs]}"),
+            TextColumn(
+                "loss {task.fields[loss]}  {task.fields[metric]} {task.fields[score]}  MACs {task.fields[macs]}"
+            ),
             TimeRemainingColumn(),
             console=Console(stderr=True),
             disable=not enabled,
         )
-        self._task = self._progress.add_task("", total=steps, epoch=f"1/{epochs}", loss="-", top1="-", macs="-")
+        self._task = self._progress.add_task(
+            "", total=steps, epoch=f"1/{epochs}", loss="-", metric=metric, score="-", macs="-"
+        )
 
     def __enter__(self) -> FinetuneBar:
         self._progress.start()
@@ -38,13 +42,13 @@ class FinetuneBar:
 
     def show(self, step: Step) -> None:
         """Moves to this step."""
-        if step.top1 is not None:
-            self._top1 = f"{step.top1:.2f} %"
+        if step.score is not None:
+            self._score = f"{step.score:.2f}"
         self._progress.update(
             self._task,
             completed=step.step,
             epoch=f"{step.epoch}/{self._epochs}",
             loss=f"{step.loss:.3f}",
-            top1=self._top1,
+            score=self._score,
             macs=f"{100 * step.macs:.1f} %",
         )

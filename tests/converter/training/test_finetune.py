@@ -35,8 +35,9 @@ from dprp.converter.conversion.attached import low_rank_layers
 from dprp.converter.lowrank.forms import Form, matricise
 from dprp.converter.lowrank.layers import LowRankConv2d
 from dprp.converter.lowrank.shapes import shape_of
+from dprp.converter.training.cuts import scheduled
 from dprp.converter.training.losses import distillation, orthogonality, rank_penalty
-from dprp.converter.training.prune import RankPruner, cut_layer, scheduled
+from dprp.converter.training.pruner import RankPruner, cut_layer
 
 EXAMPLE = torch.zeros(1, 3, 16, 16)
 
@@ -56,7 +57,7 @@ def blobs(count: int = 96) -> list[tuple[Tensor, Tensor]]:
 
 
 def quick(**changes: object) -> FinetuneConfig:
-    return FinetuneConfig(**({"epochs": 4, "prune_every": 3, "rank_multiple": 2, "cpu": True} | changes))
+    return FinetuneConfig(**({"epochs": 4, "cuts": 8, "rank_multiple": 2, "cpu": True} | changes))
 
 
 @pytest.mark.parametrize("optimizer", list(OptimizerKind))
@@ -93,7 +94,7 @@ def test_a_run_lands_on_its_budget_and_learns(
     assert sum(bool(step.cut and step.cut.after) for step in steps) >= 3
     assert parts == sorted(parts, reverse=True)
     assert parts[len(parts) // 2] <= budget.fraction
-    assert [step.top1 is not None for step in steps].count(True) == 8
+    assert [step.score is not None for step in steps].count(True) == 8
     assert low_rank_layers(start)["down"].rank == low_rank_layers(start)["down"].full_rank
 
 
@@ -143,14 +144,14 @@ class Promised(list):
 @pytest.mark.parametrize(("epochs", "until"), [(1, 0.5), (2, 0.5), (3, 0.1), (2, 1.0)])
 def test_the_budget_is_met_whatever_the_loader_gives(residual: nn.Module, epochs: int, until: float) -> None:
     steps: list[Step] = []
-    config = quick(epochs=epochs, budget=MacBudget(0.4), prune_until=until, prune_every=50)
+    config = quick(epochs=epochs, budget=MacBudget(0.4), prune_until=until, cuts=1)
     new = finetune(
         wide(residual), Promised(blobs()), config, evaluate_on=blobs(), on_step=steps.append, progress=False
     )
     assert plan_of(new).fraction(Unit.MACS) <= 0.4
     assert steps[-1].macs == plan_of(new).fraction(Unit.MACS)
-    assert [step.top1 is not None for step in steps].count(True) == epochs
-    assert steps[-1].top1 is not None
+    assert [step.score is not None for step in steps].count(True) == epochs
+    assert steps[-1].score is not None
 
 
 def test_a_loader_that_runs_dry_still_meets_the_budget(residual: nn.Module) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -20,26 +19,7 @@ from ..planning.plan import Plan
 from ..planning.planner import rank_steps
 from ..planning.policies import Budget
 from .optimizer_state import replace_factors
-
-
-def scheduled(start: float, target: float, done: float) -> float:
-    """The part of the cost allowed now: from start to target, fast at first.
-
-    Args:
-        start, target: parts of the dense cost.
-        done: how much of the pruning time has passed, 0..1.
-
-    Source: the cubic schedule of Zhu and Gupta (2017).
-    """
-    return target + (start - target) * (1.0 - min(1.0, max(0.0, done))) ** 3
-
-
-@dataclass(frozen=True)
-class Cut:
-    """Ranks before and after one cut, of the layers that it changed."""
-
-    before: dict[str, int]
-    after: dict[str, int]
+from .record import Cut
 
 
 class RankPruner:
@@ -77,8 +57,8 @@ class RankPruner:
         # Errors are parts of what each layer held at the start, so that layers of any scale compare.
         self._whole = {name: max(1e-300, float(self._energies(name)[0])) for name in self.layers}
 
-    def to_limit(self, fraction: float, unit: Unit) -> Cut:
-        """Cuts until the network costs at most this part of the dense one.
+    def ranks_within(self, fraction: float, unit: Unit) -> dict[str, int]:
+        """The ranks with which the network costs at most this part of the dense one, and loses the least.
 
         Raises:
             BudgetError: even rank one everywhere costs more.
@@ -90,7 +70,35 @@ class RankPruner:
                 f"{self._least(unit) / self._plan.dense_total(unit):.3f} of the {unit.label} remain; ask for at "
                 "least that or factor more layers"
             )
-        return self._apply(ranks)
+        return ranks
+
+    def to_limit(self, fraction: float, unit: Unit) -> Cut:
+        """Cuts until the network costs at most this part of the dense one.
+
+        Raises:
+            BudgetError: even rank one everywhere costs more.
+        """
+        return self.to_ranks(self.ranks_within(fraction, unit))
+
+    def heads(self, ranks: Mapping[str, int]) -> dict[str, Tensor]:
+        """Orthonormal columns that span what u keeps at lower ranks, by layer; layers that stay are left out."""
+        found = {}
+        for name, layer in self.layers.items():
+            if ranks.get(name, layer.rank) < layer.rank:
+                with named(name, "looking for what a cut leaves"):
+                    kept = recut(layer.factors, ranks[name], self._moments[name]).u
+                found[name] = kept.to(layer.u.dtype)
+        return found
+
+    def to_ranks(self, ranks: Mapping[str, int]) -> Cut:
+        """Cuts to these ranks, by layer, where they are below today's."""
+        changed = {name: rank for name, rank in ranks.items() if rank < self.layers[name].rank}
+        before = {name: self.layers[name].rank for name in changed}
+        if changed:
+            for name, layer in self.layers.items():
+                with named(name, "cutting its ranks"):
+                    cut_layer(layer, ranks.get(name, layer.rank), self._moments[name], self._optimizer)
+        return Cut(before, changed)
 
     def below_threshold(self, threshold: float) -> Cut:
         """Drops directions whose singular value is below this part of their layer's largest: no budget needed."""
@@ -100,7 +108,7 @@ class RankPruner:
                 s = recut(layer.factors, layer.rank).s.reshape(-1, layer.rank)
             kept = int((s >= threshold * s[..., :1]).any(0).sum())
             ranks[name] = min(layer.rank, -(-max(1, kept) // self._multiple) * self._multiple)
-        return self._apply(ranks)
+        return self.to_ranks(ranks)
 
     def check(self, budget: Budget) -> None:
         """Raises BudgetError now rather than in the middle of training when a budget is out of reach."""
@@ -141,15 +149,6 @@ class RankPruner:
             if found is not None:
                 return {name: choice.rank or 1 for name, choice in zip(self.layers, found, strict=True)}
         return None
-
-    def _apply(self, ranks: Mapping[str, int]) -> Cut:
-        changed = {name: rank for name, rank in ranks.items() if rank < self.layers[name].rank}
-        before = {name: self.layers[name].rank for name in changed}
-        if changed:
-            for name, layer in self.layers.items():
-                with named(name, "cutting its ranks"):
-                    cut_layer(layer, ranks.get(name, layer.rank), self._moments[name], self._optimizer)
-        return Cut(before, changed)
 
 
 @torch.no_grad()

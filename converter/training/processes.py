@@ -1,0 +1,59 @@
+"""Where a run computes, and in which precision; what was there before is there afterwards."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState, GradientState, PartialState
+
+from ..errors import ConverterWarning, TrainingError
+from .config import FinetuneConfig
+
+
+@contextmanager
+def own_accelerator(config: FinetuneConfig) -> Iterator[Accelerator]:
+    """An Accelerator for one run.
+
+    Accelerate keeps one state for the whole process, precision and device included, and refuses another: a user's own
+    is set aside, and so are the random numbers of torch.
+
+    Raises:
+        TrainingError: a precision that the device does not have.
+    """
+    kinds: tuple[Any, ...] = (AcceleratorState, PartialState, GradientState)
+    before = [dict(kind._shared_state) for kind in kinds]
+    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_available() else []
+    try:
+        for kind in kinds:
+            kind._shared_state.clear()
+        with torch.random.fork_rng(devices=devices):
+            torch.manual_seed(config.seed)
+            precision = _precision(config)
+            yield Accelerator(cpu=config.cpu, mixed_precision=precision)
+    finally:
+        for kind, state in zip(kinds, before, strict=True):
+            kind._shared_state.clear()
+            kind._shared_state.update(state)
+
+
+def _precision(config: FinetuneConfig) -> str:
+    on_cpu = config.cpu or not torch.cuda.is_available()
+    if config.mixed_precision == "fp16" and on_cpu:
+        raise TrainingError("mixed precision fp16 needs a GPU; take bf16, or no, on the CPU")
+    if config.mixed_precision == "bf16" and on_cpu and not _computes_bf16():
+        warnings.warn(
+            "this CPU has no bf16 of its own, which makes training many times slower; leave mixed precision out",
+            ConverterWarning,
+            stacklevel=2,
+        )
+    return config.mixed_precision
+
+
+def _computes_bf16() -> bool:
+    asked = (getattr(torch.cpu, name, None) for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"))
+    return any(ask is not None and ask() for ask in asked)

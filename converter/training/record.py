@@ -1,0 +1,48 @@
+"""What happened in a run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Cut:
+    """One cut.
+
+    Attributes:
+        before, after: ranks of the layers that it changed.
+        jump: by how much the task loss of the step's batch rose, in eval mode; None where nobody looked.
+    """
+
+    before: dict[str, int]
+    after: dict[str, int]
+    jump: float | None = None
+
+
+@dataclass(frozen=True)
+class Step:
+    """What one training step was, for a progress bar or a record.
+
+    Attributes:
+        step, steps: this one (from 1), and all.
+        epoch: from 1.
+        loss, task, matching, orthogonality, rank: the whole loss and its unweighted parts; 0 where the weight is 0.
+        learning_rate: used in this step.
+        macs, params: parts of the dense network's cost now.
+        score: of the metric on the evaluation data, after an epoch's last step; top-1 in percent by default.
+        cut: the ranks that this step's cut changed.
+    """
+
+    step: int
+    steps: int
+    epoch: int
+    loss: float
+    task: float
+    matching: float
+    orthogonality: float
+    rank: float
+    learning_rate: float
+    macs: float
+    params: float
+    score: float | None = None
+    cut: Cut | None = None
