@@ -149,7 +149,7 @@ class _Run:
                         self._whole = {unit: now.fraction(unit) for unit in Unit}
                 score = None
                 if last and evaluate_on is not None:
-                    with self._average.applied():
+                    with self._average.applied(), evaluating(self._student):
                         score = metric.score(self._student, evaluate_on)
                 yield self._told(total, epoch, losses, rate, score, cut)
 
