@@ -24,18 +24,13 @@ from ..analysis.probe import evaluating
 from ..analysis.surveying import survey
 from ..errors import ModelError, TrainingError
 from .matching import Pair
+from .step_sizes import step_size
 
 _CHECKS = 10
 """How often the held-out images judge."""
 
 _ASTRAY, _SLOWER = 1.5, 0.3
 """Where the answers are so many times farther from the dense network's than the best were, steps become so long."""
-
-_FAN_IN = 16
-"""Inputs of a layer above which steps are shorter: small ones that agree add up over the inputs."""
-
-_SMALLEST = 1e-2
-"""Size that a tensor near zero is taken to have, relative to 1: a bias of zeros must be able to move."""
 
 _SMALL, _LARGE = (100, 0.01), (16, 0.0004)
 """Images a step and peak rate, for images of up to 64 x 64 and for larger ones, of which there are few as a rule. As
@@ -185,9 +180,7 @@ def _optimizer(parameters: list[nn.Parameter], rate: float) -> torch.optim.Optim
     for parameter in parameters:
         parameter.requires_grad_(parameter.is_floating_point())
         if parameter.requires_grad and parameter.numel():
-            size = float(parameter.detach().float().square().mean().sqrt())
-            inputs = parameter[0].numel() if parameter.dim() > 1 else 1
-            peak = rate * max(size, _SMALLEST) * math.sqrt(_FAN_IN / max(_FAN_IN, inputs))
+            peak = rate * step_size(parameter)
             groups.append({"params": [parameter], "lr": peak, "peak": peak})
     return torch.optim.Adam(groups)
 

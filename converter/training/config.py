@@ -11,10 +11,11 @@ from ..planning.policies import Budget
 
 
 class OptimizerKind(str, Enum):
-    """Which optimizer trains the factors."""
+    """Which optimizer trains the factors; the steps of `adam` are relative to the size of each tensor."""
 
     SGD = "sgd"
     ADAMW = "adamw"
+    ADAM = "adam"
 
     def __str__(self) -> str:
         return self.value

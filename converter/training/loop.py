@@ -26,7 +26,7 @@ from .config import FinetuneConfig
 from .cuts import Cuts, told
 from .metric import TOP1, Metric
 from .objective import Loss, Losses, Objective
-from .optimizers import optimizer_for, rate_at
+from .optimizers import optimizer_for, rate_at, set_rate
 from .processes import own_accelerator
 from .progress import FinetuneBar
 from .pruner import RankPruner
@@ -169,8 +169,7 @@ class _Run:
     def _move(self, group: list[tuple[Any, Any]], rate: float) -> Losses:
         """One step of the optimizer, on the mean of some batches."""
         config, accelerator = self._config, self._accelerator
-        for settings in self._plain.param_groups:
-            settings["lr"] = rate
+        set_rate(self._plain, rate)
         _in_training(self._student, norms=config.train_norms)
         for inputs, targets in group:
             with accelerator.autocast():

@@ -11,7 +11,7 @@ from typer import Option
 from .base import Options
 
 PrecisionName = Literal["no", "bf16", "fp16"]
-OptimizerName = Literal["sgd", "adamw"]
+OptimizerName = Literal["sgd", "adamw", "adam"]
 
 
 @dataclass(frozen=True, kw_only=True)

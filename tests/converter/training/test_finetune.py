@@ -67,7 +67,7 @@ def test_a_run_lands_on_its_budget_and_learns(
 ) -> None:
     start = wide(residual)
     steps: list[Step] = []
-    rate = 0.05 if optimizer is OptimizerKind.SGD else 0.005
+    rate = {OptimizerKind.SGD: 0.05, OptimizerKind.ADAMW: 0.005, OptimizerKind.ADAM: 0.05}[optimizer]
     new = finetune(
         start,
         blobs(),
