@@ -31,15 +31,16 @@ class CompressConfig(ConversionConfig):
 
     Attributes:
         epochs: of fine-tuning, during which ranks fall to the budget's; 0 for none, and for polishing in its place.
-        learning_rate, distill, mixed_precision: as in `FinetuneConfig`; the dense network is the teacher.
+        learning_rate, distill, matching, mixed_precision: as in `FinetuneConfig`; the dense network is the teacher.
 
     Raises:
         OptionError: a number out of range.
     """
 
     epochs: int = 0
-    learning_rate: float = 0.005
-    distill: float = 0.7
+    learning_rate: float = FinetuneConfig.learning_rate
+    distill: float = FinetuneConfig.distill
+    matching: float = FinetuneConfig.matching
     mixed_precision: str = "no"
 
     def __post_init__(self) -> None:
@@ -55,6 +56,7 @@ class CompressConfig(ConversionConfig):
             budget=budget,
             learning_rate=self.learning_rate,
             distill=self.distill,
+            matching=self.matching,
             rank_multiple=self.rank_multiple,
             mixed_precision=self.mixed_precision,
             seed=self.seed,

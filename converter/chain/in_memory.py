@@ -143,8 +143,9 @@ def compress(
     rank_multiple: int = DEFAULT_RANK_MULTIPLE,
     sensitivity: str = Sensitivity.BEST.value,
     polish: int | None = None,
-    learning_rate: float = 0.005,
-    distill: float = 0.7,
+    learning_rate: float = CompressConfig.learning_rate,
+    distill: float = CompressConfig.distill,
+    matching: float = CompressConfig.matching,
     mixed_precision: str = "no",
     seed: int = 0,
     device: str = "auto",
@@ -161,8 +162,8 @@ def compress(
         images: (N, C, H, W) or batches of them, to plan and to fit the factors on; the first of `train` without. No
             labels are needed.
         calibration_images: how many of these at most; some more judge.
-        forms, keep, rank_multiple, sensitivity, polish, learning_rate, distill, mixed_precision, seed: as for the
-            command `dprp compress`.
+        forms, keep, rank_multiple, sensitivity, polish, learning_rate, distill, matching, mixed_precision, seed: as
+            for the command `dprp compress`.
         device: auto, cpu or cuda.
         progress: show bars.
 
@@ -184,6 +185,7 @@ def compress(
         epochs=epochs,
         learning_rate=learning_rate,
         distill=distill,
+        matching=matching,
         mixed_precision=mixed_precision,
         seed=seed,
         device=pick_device(device),

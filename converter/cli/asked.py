@@ -57,6 +57,7 @@ def asked_compression(asked: CompressOptions) -> CompressConfig:
         epochs=asked.epochs,
         learning_rate=asked.learning_rate,
         distill=asked.distill,
+        matching=asked.matching,
         mixed_precision=asked.mixed_precision,
         **_planning(asked),
     )

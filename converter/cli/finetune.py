@@ -20,7 +20,7 @@ from ..planning.plan import Plan
 from ..planning.policies import Budget, LatencyBudget, parse_budget
 from ..storage.checkpoint import save_compressed
 from ..storage.source import Source
-from ..training.config import FinetuneConfig, OptimizerKind
+from ..training.config import FinetuneConfig, OptimizerKind, RankPenalty
 from ..training.loop import finetune as train_low_rank
 from ..training.record import Step
 from .console import note
@@ -81,7 +81,12 @@ def finetune(asked: FinetuneOptions) -> Finetuned:
         distill=asked.distill,
         orthogonality=asked.orthogonality,
         rank=asked.rank_loss,
+        rank_penalty=RankPenalty(asked.rank_penalty),
+        matching=asked.matching,
         prune_until=asked.prune_until,
+        cuts=asked.cuts,
+        accumulate=asked.accumulate,
+        average=asked.average,
         rank_multiple=asked.rank_multiple,
         mixed_precision=asked.mixed_precision,
         seed=asked.seed,

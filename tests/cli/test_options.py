@@ -11,7 +11,7 @@ from typing import Any, get_args
 
 import pytest
 
-from dprp.converter import FinetuneConfig, OptimizerKind, OptionError, Sensitivity
+from dprp.converter import FinetuneConfig, OptimizerKind, OptionError, RankPenalty, Sensitivity
 from dprp.converter.chain.conversion import BASE_FORMS, ConversionConfig
 from dprp.converter.cli import verbs
 from dprp.converter.cli.fields import option_fields
@@ -48,6 +48,7 @@ def test_options_need_no_torch() -> None:
     [
         (ranks.FormName, [form.value for form in BASE_FORMS]),
         (ranks.SensitivityName, [kind.value for kind in Sensitivity]),
+        (training.PenaltyName, [kind.value for kind in RankPenalty]),
         (training.OptimizerName, [kind.value for kind in OptimizerKind]),
         (data.Augmentation, [kind.value for kind in Augment]),
     ],
@@ -62,8 +63,10 @@ def test_defaults_are_the_converters() -> None:
         {field.name: field.default for field in fields(one)} for one in (verbs.FinetuneOptions, FinetuneConfig)
     )
     names = ("learning_rate", "weight_decay", "distill", "orthogonality", "prune_until", "rank_multiple")
+    names += ("matching", "cuts", "accumulate", "average")
     assert {name: ours[name] for name in names} == {name: theirs[name] for name in names}
     assert ours["rank_loss"] == theirs["rank"]
+    assert ours["rank_penalty"] == str(theirs["rank_penalty"])
     assert ours["optimizer"] == str(theirs["optimizer"])
     assert ours["mixed_precision"] == theirs["mixed_precision"]
     planning = {field.name: field.default for field in fields(verbs.PlanOptions)}

@@ -10,6 +10,7 @@ from typer import Option
 
 from .base import Options
 
+PenaltyName = Literal["none", "hoyer", "nuclear", "tail", "proximal", "fade"]
 PrecisionName = Literal["no", "bf16", "fp16"]
 OptimizerName = Literal["sgd", "adamw", "adam"]
 
@@ -33,12 +34,14 @@ class TrainingOptions(Options):
         epochs: Passes over the training images.
         learning_rate: Peak learning rate.
         distill: Weight of the dense teacher's outputs in the loss, 0..1.
+        matching: Weight of the distance from the dense teacher at each low-rank layer.
         mixed_precision: Numbers to train in.
     """
 
     epochs: int
     learning_rate: Annotated[float, Option("--lr")] = 0.005
     distill: float = 0.7
+    matching: Annotated[float, Option(min=0.0)] = 0.0
     mixed_precision: PrecisionName = "no"
 
 
@@ -52,7 +55,11 @@ class FinetuningOptions(TrainingOptions):
         weight_decay: Of u and v.
         orthogonality: Weight of that loss.
         rank_loss: Weight of that loss.
+        rank_penalty: What makes ranks small before they are cut.
         prune_until: Part of the steps after which the budget is met.
+        cuts: How many there are until then.
+        accumulate: Batches a step.
+        average: Part of the old average of weights that a step leaves; 0 for no average.
     """
 
     teacher: Path | None = None
@@ -60,4 +67,8 @@ class FinetuningOptions(TrainingOptions):
     weight_decay: Annotated[float, Option(min=0.0)] = 1e-4
     orthogonality: Annotated[float, Option(min=0.0)] = 1e-2
     rank_loss: Annotated[float, Option(min=0.0)] = 1e-3
+    rank_penalty: PenaltyName = "hoyer"
     prune_until: float = 0.5
+    cuts: Annotated[int, Option(min=1)] = 10
+    accumulate: Annotated[int, Option(min=1)] = 1
+    average: Annotated[float, Option(min=0.0)] = 0.0
