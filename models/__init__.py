@@ -19,6 +19,7 @@ from .datasets import ImageData, check_labels, load_data
 from .digits import DIGITS_WEIGHTS, digits_cnn
 from .errors import ArchitectureError, DataError, ModelsError, WeightsError
 from .loaders import loader
+from .mixing import Mix
 from .preprocess import Preprocess, preprocess_for
 from .registry import ModelInfo, build, info, names
 
@@ -29,6 +30,7 @@ __all__ = [
     "CifarResNet",
     "DataError",
     "ImageData",
+    "Mix",
     "ModelInfo",
     "ModelsError",
     "Preprocess",

@@ -51,7 +51,8 @@ class FolderData:
         Args:
             preprocess: one channel reads gray images, three read colour (gray files are converted).
             augment: CROP takes a random part of the image at a random scale, CROP_FLIP mirrors half of them
-                too, NONE treats them as test images; None means `default_augment`.
+                too, RAND changes their colours and shapes as well, NONE treats them as test images; None means
+                `default_augment`.
 
         Returns:
             A data set of (float32 (channels, height, width), label).
@@ -64,8 +65,10 @@ class FolderData:
             return self._dataset(self.train_dir, preprocess, _centre(preprocess))
         _, height, width = preprocess.input_shape
         steps: list[object] = [v2.RandomResizedCrop((height, width))]
-        if augment is Augment.CROP_FLIP:
+        if augment is not Augment.CROP:
             steps.append(v2.RandomHorizontalFlip())
+        if augment is Augment.RAND:
+            steps.append(v2.RandAugment())
         return self._dataset(self.train_dir, preprocess, steps)
 
     def test(self, preprocess: Preprocess) -> Dataset[tuple[Tensor, int]]:

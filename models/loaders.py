@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset, default_collate
 
 from .errors import DataError
+from .mixing import Mix, MixedBatches
 
 
 def loader(
@@ -17,6 +18,8 @@ def loader(
     limit: int | None = None,
     seed: int = 0,
     workers: int = 0,
+    mix: Mix | None = None,
+    classes: int = 0,
 ) -> DataLoader[tuple[Tensor, int]]:
     """Batches of (float32 images (n, channels, height, width), int64 labels (n,)).
 
@@ -27,6 +30,8 @@ def loader(
         limit: use only so many images, >= 1, a random choice that depends on the seed alone; None uses all.
         seed: for `shuffle` and `limit`; augmentation follows torch's global generator.
         workers: processes that read ahead; 0 is fastest for data held in memory.
+        mix: mix images in pairs; labels are then probabilities (n, classes).
+        classes: of the labels, where these are mixed.
 
     Returns:
         The loader; it can go through `accelerate.Accelerator.prepare`.
@@ -45,7 +50,7 @@ def loader(
         batch_size=batch_size,
         shuffle=shuffle,
         num_workers=workers,
-        collate_fn=collate,
+        collate_fn=collate if mix is None else MixedBatches(mix, classes, collate),
         # Its own generator even without shuffling: otherwise each pass would draw from the global one.
         generator=torch.Generator().manual_seed(seed),
     )

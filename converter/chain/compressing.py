@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -30,7 +31,8 @@ class CompressConfig(ConversionConfig):
     """How to compress.
 
     Attributes:
-        epochs: of fine-tuning, during which ranks fall to the budget's; 0 for none, and for polishing in its place.
+        epochs: of fine-tuning; 0 for none, and for polishing in its place.
+        headroom: times the planned ranks to start fine-tuning at, >= 1; above 1 they fall to the budget on the way.
         learning_rate, distill, matching, mixed_precision: as in `FinetuneConfig`; the dense network is the teacher.
 
     Raises:
@@ -38,6 +40,7 @@ class CompressConfig(ConversionConfig):
     """
 
     epochs: int = 0
+    headroom: float = 1.0
     learning_rate: float = FinetuneConfig.learning_rate
     distill: float = FinetuneConfig.distill
     matching: float = FinetuneConfig.matching
@@ -47,6 +50,8 @@ class CompressConfig(ConversionConfig):
         super().__post_init__()
         if self.epochs < 0:
             raise OptionError(f"epochs {self.epochs} is below 0; give 0 to stop after conversion, or more")
+        if not 1.0 <= self.headroom < math.inf:
+            raise OptionError(f"headroom {self.headroom:g} is below 1; give 1 for the planned ranks, or about 1.5")
         self.finetuning(None)
 
     def finetuning(self, budget: MacBudget | ParamBudget | None) -> FinetuneConfig:
@@ -99,8 +104,8 @@ def plan_and_convert(
     trained = config.epochs > 0
     if trained and config.polish is None:
         config = replace(config, polish=0)
-    spare = trained and _to_prune(target) is not None
-    return factorise(network, target, config, calibrate_on=calibrate_on, spare_ranks=spare, progress=progress)
+    spare = config.headroom if trained and _to_prune(target, config) is not None else 1.0
+    return factorise(network, target, config, calibrate_on=calibrate_on, spare=spare, progress=progress)
 
 
 def train_and_judge(
@@ -134,7 +139,7 @@ def train_and_judge(
         model = finetune(
             model,
             train,
-            config.finetuning(_to_prune(target)),
+            config.finetuning(_to_prune(target, config)),
             evaluate_on=test,
             teacher=network.model,
             moments=None if made.calibration is None else input_moments(model, made.calibration.images),
@@ -149,6 +154,6 @@ def train_and_judge(
     return Compression(model.cpu(), plan_of(model), made, verdict)
 
 
-def _to_prune(target: Policy) -> MacBudget | ParamBudget | None:
-    """A plan by latency or by a rule is a plan for these very ranks, so fine-tuning leaves them alone."""
-    return target if isinstance(target, (MacBudget, ParamBudget)) else None
+def _to_prune(target: Policy, config: CompressConfig) -> MacBudget | ParamBudget | None:
+    """What fine-tuning cuts ranks down to; a plan by latency or by a rule is a plan for these very ranks."""
+    return target if config.headroom > 1 and isinstance(target, (MacBudget, ParamBudget)) else None

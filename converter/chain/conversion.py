@@ -104,14 +104,14 @@ def factorise(
     config: ConversionConfig,
     *,
     calibrate_on: Loader | None = None,
-    spare_ranks: bool = False,
+    spare: float = 1.0,
     progress: bool = True,
 ) -> Conversion:
     """Plans a network's ranks, or takes them as planned, and converts a copy of it.
 
     Args:
         network, wanted, config, calibrate_on: as for `plan_network`.
-        spare_ranks: convert above the planned ranks, so that fine-tuning can choose which to drop.
+        spare: times the planned ranks to convert at, >= 1; above 1 fine-tuning can choose which to drop.
         progress: show a bar.
 
     Raises:
@@ -122,7 +122,7 @@ def factorise(
     if steps and calibrate_on is None:
         raise OptionError(f"--polish {steps} needs images; give it calibration images, or leave it out")
     planned = plan_network(network, wanted, config, calibrate_on=calibrate_on)
-    start = headroom(planned.plan, rank_multiple=config.rank_multiple) if spare_ranks else planned.plan
+    start = planned.plan if spare == 1 else headroom(planned.plan, spare, rank_multiple=config.rank_multiple)
     dense = network.model.to(device)
     calibration, polished = planned.calibration, None
     images = 0 if calibration is None else len(calibration.images)
@@ -137,7 +137,7 @@ def factorise(
         seen = replace(calibration, images=hold_out(calibration.images)[0])  # the others judge
         converted = convert(dense, start, calibration=seen)
         polished = _polish(converted, dense, planned, config, progress=progress)
-    verdict = None if spare_ranks else judge(dense, converted, planned, wanted, polished)  # those go on to be trained
+    verdict = None if spare > 1 else judge(dense, converted, planned, wanted, polished)  # those go on to be trained
     network.model.cpu()
     return Conversion(planned.plan, converted.cpu(), planned.calibration, planned.held_out, verdict, polished)
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from ...models import ImageData, Preprocess, check_labels, load_data, loader
+from ...models import ImageData, Mix, Preprocess, check_labels, load_data, loader
 from ...models.augment import Augment
 from ..errors import OptionError
 from .network import Network
@@ -35,8 +35,13 @@ class Batches:
     seed: int = 0
     workers: int = 0
 
-    def train(self, augment: str | None = None) -> Loader:
-        """Shuffled and augmented; None for what suits the data.
+    def train(self, augment: str | None = None, mix: str | None = None, classes: int = 0) -> Loader:
+        """Shuffled and augmented.
+
+        Args:
+            augment: None for what suits the data.
+            mix: mix images in pairs; None for no.
+            classes: outputs of the network, where they are mixed.
 
         Raises:
             OptionError: no such augmentation.
@@ -46,7 +51,15 @@ class Batches:
         if augment is not None and augment not in names:
             raise OptionError(f"augmentation {augment!r} is not one of {', '.join(names)}; choose one of these")
         images = self.data.train(self.preprocess, None if augment is None else Augment(augment))
-        return loader(images, self.batch_size, shuffle=True, seed=self.seed, workers=self.workers)
+        return loader(
+            images,
+            self.batch_size,
+            shuffle=True,
+            seed=self.seed,
+            workers=self.workers,
+            mix=None if mix is None else Mix(mix),
+            classes=classes,
+        )
 
     def calibration(self, images: int) -> Loader:
         """A random choice of training images, as they are, and some more behind them to judge by.

@@ -136,6 +136,7 @@ def compress(
     *,
     budget: str | Policy,
     epochs: int = 0,
+    headroom: float = CompressConfig.headroom,
     images: Tensor | Iterable[Any] | None = None,
     calibration_images: int = CALIBRATION_IMAGES,
     forms: Sequence[str] = (),
@@ -158,7 +159,8 @@ def compress(
         train: batches of images and labels; without labels enough where there are no epochs.
         test: batches of images and labels, to score both networks on.
         budget: such as "macs=0.5", "params=0.4" or "latency=0.6"; or a policy, such as `MacBudget(0.5)`.
-        epochs: of fine-tuning on `train`, during which ranks fall to the plan's; 0 for none.
+        epochs: of fine-tuning on `train`; 0 for none.
+        headroom: times the planned ranks to start fine-tuning at; above 1 they fall to the budget on the way.
         images: (N, C, H, W) or batches of them, to plan and to fit the factors on; the first of `train` without. No
             labels are needed.
         calibration_images: how many of these at most; some more judge.
@@ -183,6 +185,7 @@ def compress(
         sensitivity=sensitivity_from(sensitivity),
         polish=polish,
         epochs=epochs,
+        headroom=headroom,
         learning_rate=learning_rate,
         distill=distill,
         matching=matching,

@@ -55,6 +55,7 @@ def asked_compression(asked: CompressOptions) -> CompressConfig:
     return CompressConfig(
         polish=asked.polish,
         epochs=asked.epochs,
+        headroom=asked.headroom,
         learning_rate=asked.learning_rate,
         distill=asked.distill,
         matching=asked.matching,

@@ -42,9 +42,10 @@ def compress(asked: CompressOptions, *, made_by: str = "compress", recipe: str |
     config = asked_compression(asked)
     check_folder(folder, inputs=(asked.checkpoint, data_file(asked.data)), force=asked.force)
     network = asked_network(asked, seed=asked.seed, dense=True)
-    images = open_data(asked.data, network.classes(), download=asked.download)
+    classes = network.classes()
+    images = open_data(asked.data, classes, download=asked.download)
     batches = Batches(images, network.preprocess, asked.batch_size, asked.seed, asked.workers)
-    train, test = batches.train(asked.augment), batches.test()
+    train, test = batches.train(asked.augment, asked.mix, classes), batches.test()
     calibrate_on = batches.calibration(config.images) if config.images else None
     say = silent if asked.quiet else note
     converted = plan_and_convert(network, target, config, calibrate_on=calibrate_on, progress=not asked.quiet)

@@ -98,9 +98,10 @@ def finetune(asked: FinetuneOptions) -> Finetuned:
         raise OptionError(f"{file}: is not a compressed .safetensors; make one with dprp convert first")
     network = open_network(str(file), trust=asked.trust)
     teacher = None if asked.teacher is None else _teacher(network.source, asked.teacher)
-    images = open_data(data, network.classes(), download=asked.download)
+    classes = network.classes()
+    images = open_data(data, classes, download=asked.download)
     batches = Batches(images, network.preprocess, asked.batch_size, asked.seed, asked.workers)
-    train, test = batches.train(asked.augment), batches.test()
+    train, test = batches.train(asked.augment, asked.mix, classes), batches.test()
     if not asked.quiet:
         note(f"fine-tuning {file} on {data} for {asked.epochs} epochs")
     steps: list[Step] = []

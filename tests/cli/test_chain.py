@@ -122,6 +122,17 @@ def test_finetune_without_a_budget_keeps_the_ranks(small: Path, tmp_path: Path) 
     }
 
 
+def test_finetune_on_mixed_and_changed_images(dprp: Any, small: Path, tmp_path: Path) -> None:
+    """Every option of training goes through."""
+    run = dprp(
+        *("finetune", small, "--data", "digits", "--epochs", 1, "-o", tmp_path / "tuned.safetensors", "--json"),
+        *("--augment", "rand", "--mix", "cutmix", "--accumulate", 2, "--average", 0.9, "--optimizer", "adam"),
+        *("--budget", "macs=0.55", "--cuts", 2, "--rank-penalty", "fade", "--device", "cpu"),
+    )
+    assert run.json()["macs"]["part"] <= 0.55
+    assert run.json()["top1"] > 50
+
+
 def test_finetune_threshold_drops_ranks(small: Path, tmp_path: Path) -> None:
     output = tmp_path / "t.safetensors"
     made = finetune(

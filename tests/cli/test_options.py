@@ -17,7 +17,7 @@ from dprp.converter.cli import verbs
 from dprp.converter.cli.fields import option_fields
 from dprp.converter.cli.options import data, ranks, training
 from dprp.converter.cli.recipes import written
-from dprp.models import DIGITS_WEIGHTS
+from dprp.models import DIGITS_WEIGHTS, Mix
 from dprp.models.augment import Augment
 
 from .conftest import Dprp
@@ -50,6 +50,7 @@ def test_options_need_no_torch() -> None:
         (ranks.SensitivityName, [kind.value for kind in Sensitivity]),
         (training.PenaltyName, [kind.value for kind in RankPenalty]),
         (training.OptimizerName, [kind.value for kind in OptimizerKind]),
+        (data.Mixing, [kind.value for kind in Mix]),
         (data.Augmentation, [kind.value for kind in Augment]),
     ],
 )

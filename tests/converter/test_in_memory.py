@@ -52,9 +52,10 @@ def test_images_may_come_in_batches(residual: nn.Module, kind: str) -> None:
     torch.testing.assert_close(parts.model(images), whole.model(images))
 
 
-def test_the_whole_chain(residual: nn.Module, tmp_path: Path) -> None:
+@pytest.mark.parametrize("headroom", [1.0, 1.5])
+def test_the_whole_chain(residual: nn.Module, tmp_path: Path, headroom: float) -> None:
     train, test = _labelled(residual), _labelled(residual, 40)
-    result = dprp.compress(residual, train, test, budget="macs=0.6", epochs=1, rank_multiple=1)
+    result = dprp.compress(residual, train, test, budget="macs=0.6", epochs=1, headroom=headroom, rank_multiple=1)
     assert _macs(result) <= 0.6
     assert result.plan == dprp.plan_of(result.model)
     summary = result.summary.to_dict()
@@ -84,6 +85,7 @@ def test_mistakes_are_one_sentence(residual: nn.Module) -> None:
         ("there are no images; give images=", {"test": _labelled(residual)}),
         ("2 epochs need training batches; give train, or epochs=0", {"epochs": 2, "images": _images()}),
         ("epochs -1 is below 0", {"epochs": -1}),
+        ("headroom 0.5 is below 1", {"headroom": 0.5}),
         (r"images have the shape \(3, 16, 16\); give \(N, C, H, W\)", {"images": _images()[0]}),
         ("batches are of str; give tensors of images", {"images": ["cat.png"]}),
         ("there are no images in the batches", {"images": []}),

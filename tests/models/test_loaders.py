@@ -7,7 +7,7 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from torch.utils.data import DataLoader, RandomSampler
 
-from dprp.models import Augment, DataError, Preprocess, loader
+from dprp.models import Augment, DataError, Mix, Preprocess, loader
 from dprp.models.arrays import ArrayData, ArrayDataset, Arrays
 
 GRAY = Preprocess((1, 8, 8), (0.0,), (1.0,))
@@ -110,3 +110,22 @@ def test_accelerate_prepares_it(
     for (images, labels), (images_too, labels_too) in zip(plain, prepared, strict=True):
         assert torch.equal(images, images_too)
         assert torch.equal(labels, labels_too)
+
+
+@pytest.mark.parametrize("mix", list(Mix))
+def test_mixed_images_have_mixed_labels(dataset: ArrayDataset, mix: Mix) -> None:
+    """Image number i is all i: the mean of a mixed one is that of its labels."""
+    torch.manual_seed(0)
+    seen = 0
+    for images, targets in loader(dataset, 33, mix=mix, classes=100):
+        assert targets.shape == (len(images), 100)
+        torch.testing.assert_close(targets.sum(1), torch.ones(len(images)))
+        wanted = (targets * torch.arange(100.0)).sum(1)
+        torch.testing.assert_close(255 * images.mean((1, 2, 3)), wanted, rtol=1e-4, atol=1e-3)
+        seen += int((targets.count_nonzero(1) == 2).sum())
+    assert seen > 50  # a single image that is left over has nothing to be mixed with
+
+
+def test_mixed_batches_come_from_workers(dataset: ArrayDataset) -> None:
+    batches = list(loader(dataset, 50, mix=Mix.CUTMIX, classes=100, workers=1))
+    assert [targets.shape for _, targets in batches] == [(50, 100), (50, 100)]

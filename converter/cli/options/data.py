@@ -9,7 +9,8 @@ from typer import Option
 
 from .base import Options
 
-Augmentation = Literal["none", "crop", "crop-flip"]
+Augmentation = Literal["none", "crop", "crop-flip", "rand"]
+Mixing = Literal["mixup", "cutmix"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,9 +45,11 @@ class TrainingDataOptions(DataOptions):
 
     Attributes:
         augment: Of training images, if not as usual.
+        mix: Mix training images in pairs.
     """
 
     augment: Augmentation | None = None
+    mix: Mixing | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -32,9 +32,11 @@ class NeededBudgetOptions(Options):
 
     Attributes:
         budget: Part of the dense network to keep: macs=0.5, params=0.5 or latency=0.5.
+        headroom: Times the planned ranks to start training at; above 1 they fall to the budget on the way.
     """
 
     budget: Annotated[str, _BUDGET]
+    headroom: Annotated[float, Option(min=1.0)] = 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
