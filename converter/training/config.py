@@ -84,7 +84,7 @@ class FinetuneConfig:
     epochs: int = 3
     budget: Budget | None = None
     threshold: float | None = None
-    learning_rate: float = 0.005
+    learning_rate: float = 0.01
     optimizer: OptimizerKind = OptimizerKind.SGD
     momentum: float = 0.9
     weight_decay: float = 1e-4
@@ -94,9 +94,9 @@ class FinetuneConfig:
     distill: float = 0.7
     temperature: float = 4.0
     matching: float = 0.0
-    orthogonality: float = 1e-2
+    orthogonality: float = 0.0
     rank: float = 1e-3
-    rank_penalty: RankPenalty = RankPenalty.HOYER
+    rank_penalty: RankPenalty = RankPenalty.NONE
     prune_until: float = 0.5
     cuts: int = 10
     rank_multiple: int = 8

@@ -39,7 +39,7 @@ class TrainingOptions(Options):
     """
 
     epochs: int
-    learning_rate: Annotated[float, Option("--lr")] = 0.005
+    learning_rate: Annotated[float, Option("--lr")] = 0.01
     distill: float = 0.7
     matching: Annotated[float, Option(min=0.0)] = 0.0
     mixed_precision: PrecisionName = "no"
@@ -65,9 +65,9 @@ class FinetuningOptions(TrainingOptions):
     teacher: Path | None = None
     optimizer: OptimizerName = "sgd"
     weight_decay: Annotated[float, Option(min=0.0)] = 1e-4
-    orthogonality: Annotated[float, Option(min=0.0)] = 1e-2
+    orthogonality: Annotated[float, Option(min=0.0)] = 0.0
     rank_loss: Annotated[float, Option(min=0.0)] = 1e-3
-    rank_penalty: PenaltyName = "hoyer"
+    rank_penalty: PenaltyName = "none"
     prune_until: float = 0.5
     cuts: Annotated[int, Option(min=1)] = 10
     accumulate: Annotated[int, Option(min=1)] = 1
