@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -77,6 +78,16 @@ def test_the_whole_chain(residual: nn.Module, tmp_path: Path, headroom: float) -
     np.testing.assert_allclose(found, result.model(_images()).detach().numpy(), rtol=1e-3, atol=1e-4)
     with pytest.raises(OptionError, match="exists"):
         result.to_onnx(tmp_path / "small.onnx")
+
+
+def test_what_trained_in_bf16_is_exported(residual: nn.Module, tmp_path: Path) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", dprp.ConverterWarning)  # of CPUs without bf16
+        result = dprp.compress(
+            residual, _labelled(residual), budget="macs=0.6", epochs=1, rank_multiple=1, mixed_precision="bf16"
+        )
+    assert {value.dtype for value in result.model.parameters()} == {torch.float32}
+    assert result.to_onnx(tmp_path / "small.onnx").max_rel < 1e-4
 
 
 def test_mistakes_are_one_sentence(residual: nn.Module) -> None:
