@@ -54,7 +54,7 @@ def compress(asked: CompressOptions, *, made_by: str = "compress", recipe: str |
         say(f"exporting the dense {asked.model}")
         export_network(network, work / DENSE_ONNX, example, device=config.device)
         if asked.epochs > 0:
-            say(f"fine-tuning down to {asked.budget}: {asked.epochs} epochs of {asked.data}")
+            say(f"fine-tuning for {asked.epochs} epochs of {asked.data}")
         made = train_and_judge(
             converted,
             network,

@@ -38,7 +38,7 @@ class Cuts:
         self._done = 0 if config.prunes else config.cuts
         self._ranks: dict[str, int] = {}
         self._heads: dict[str, Tensor] = {}
-        self.last_for(steps)
+        self.spread_over(steps)
         self._aim()
 
     @property
@@ -46,7 +46,7 @@ class Cuts:
         """Whether all have been made."""
         return self._done >= self._config.cuts
 
-    def last_for(self, steps: int) -> None:
+    def spread_over(self, steps: int) -> None:
         """Plans the last one for a run of so many steps."""
         self._last = max(1, int(self._config.prune_until * steps))
 

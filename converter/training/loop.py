@@ -135,7 +135,7 @@ class _Run:
                 self._step += 1
                 if last and epoch == 1:  # the loader may give fewer batches than its length says
                     total = config.epochs * self._step
-                    self._cuts.last_for(total)
+                    self._cuts.spread_over(total)
                 rate = rate_at(self._step, total, config)
                 losses = self._move(group, rate)
                 final = last and epoch == config.epochs
