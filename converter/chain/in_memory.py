@@ -28,9 +28,10 @@ from .compressing import JUDGES, CompressConfig, plan_and_convert, train_and_jud
 from .conversion import CALIBRATION_IMAGES, forms_from, sensitivity_from
 from .data import Loader, held_out
 from .device import pick_device
-from .exporting import check_onnx_target, export_network
+from .exporting import export_network
 from .folder import COMPRESSED, PLAN, SUMMARY, check_folder, made_whole
 from .network import Network
+from .targets import check_onnx_target
 from .totals import costs
 from .verdict import Verdict
 

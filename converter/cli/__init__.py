@@ -1,6 +1,6 @@
 """The command line `dprp`.
 
-Each verb is a plain function as well, for instance `from dprp.converter.cli.compress import compress`.
+Each verb is a plain function of its options as well: `from dprp.verbs import ConvertOptions, convert`.
 """
 
 from .app import main

@@ -49,8 +49,7 @@ def asked_compression(asked: CompressOptions) -> CompressConfig:
     """How to compress.
 
     Raises:
-        OptionError: as for `asked_conversion`.
-        TrainingError: settings of fine-tuning out of range.
+        OptionError, TrainingError: a number out of range, an unknown name, or a device that is not there.
     """
     return CompressConfig(
         polish=asked.polish,

@@ -13,12 +13,12 @@ from ..chain.folder import COMPRESSED, COMPRESSED_ONNX, DENSE_ONNX, PLAN, RECIPE
 from ..chain.measure import summarise
 from ..chain.network import Network
 from ..chain.summary import Summary
+from ..chain.targets import write_plan
 from ..errors import OptionError
 from ..planning.policies import parse_budget
 from ..storage.checkpoint import save_compressed
 from .asked import asked_compression, asked_network
 from .console import note, silent
-from .convert import write_plan
 from .recipes import written
 from .verbs import CompressOptions
 

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ...files import check_outputs, written_whole
 from ..chain.conversion import factorise
 from ..chain.data import data_file, open_calibration
+from ..chain.targets import check_compressed_target, write_plan
 from ..chain.totals import costs, ranks
 from ..chain.verdict import Verdict
-from ..errors import CheckpointError, OptionError
 from ..planning.plan import Plan
 from ..storage.checkpoint import save_compressed
 from .asked import asked_conversion, asked_network, asked_ranks
@@ -69,34 +67,3 @@ def convert(asked: ConvertOptions) -> Converted:
     if asked.save_plan is not None:
         write_plan(made.plan, asked.save_plan, force=asked.force)
     return Converted(made.plan, target, asked.save_plan, made.verdict)
-
-
-def check_compressed_target(
-    output: Path | str, *others: Path | None, inputs: Iterable[Path | str | None], force: bool
-) -> Path:
-    """Refuses a name that a compressed checkpoint cannot be written to, before any work is done.
-
-    Args:
-        output: the compressed checkpoint.
-        others: what is written beside it.
-        inputs: what is read.
-        force: whether existing files may be replaced.
-
-    Raises:
-        OptionError: not a .safetensors, or as `check_outputs`.
-    """
-    target = Path(output)
-    if target.suffix != ".safetensors":
-        raise OptionError(f"{target}: a compressed checkpoint is a .safetensors file; name it so")
-    check_outputs(target, *others, inputs=inputs, force=force, error=OptionError)
-    return target
-
-
-def write_plan(plan: Plan, path: Path, *, force: bool) -> None:
-    """Writes a plan as JSON.
-
-    Raises:
-        CheckpointError: the file may not be written.
-    """
-    with written_whole(path, force=force, error=CheckpointError) as temporary:
-        temporary.write_text(plan.to_json() + "\n", encoding="utf-8")

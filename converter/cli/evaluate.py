@@ -55,10 +55,9 @@ def _evaluate_onnx(asked: EvaluateOptions) -> Score:
     if asked.device == "cuda":
         raise OptionError(f"{path}: ONNX files are scored on the CPU; leave --device cuda out")
     preprocess, remark = onnx_preprocess(path, asked.input_shape, asked.mean, asked.std)
-    test = _batches(asked, load_data(asked.data, download=asked.download), preprocess)
     if remark and not asked.quiet:
         note(remark)
-    found = evaluate_onnx(path, test)
+    found = evaluate_onnx(path, _batches(asked, load_data(asked.data, download=asked.download), preprocess))
     return Score(found.top1, found.images)
 
 

@@ -8,7 +8,8 @@ from typing import Any
 
 from ...export import Verification
 from ..chain.device import pick_device
-from ..chain.exporting import check_onnx_target, export_network
+from ..chain.exporting import export_network
+from ..chain.targets import check_onnx_target
 from .asked import asked_network
 from .verbs import ExportOptions
 

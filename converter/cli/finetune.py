@@ -13,6 +13,7 @@ from ..analysis.accuracy import Accuracy
 from ..chain.data import Batches, data_file, open_data
 from ..chain.device import pick_device
 from ..chain.network import build_plain, open_network
+from ..chain.targets import check_compressed_target
 from ..chain.totals import costs, ranks
 from ..conversion.attached import plan_of
 from ..errors import OptionError
@@ -24,7 +25,6 @@ from ..training.config import FinetuneConfig, OptimizerKind, RankPenalty
 from ..training.loop import finetune as train_low_rank
 from ..training.record import Step
 from .console import note
-from .convert import check_compressed_target
 from .verbs import FinetuneOptions
 
 

@@ -9,13 +9,13 @@ from typing import Any
 from ...files import check_outputs
 from ..chain.conversion import plan_network
 from ..chain.data import data_file, open_calibration
+from ..chain.targets import write_plan
 from ..chain.totals import costs, ranks
 from ..chain.verdict import Verdict, judge
 from ..conversion.converting import convert
 from ..errors import OptionError
 from ..planning.plan import Plan
 from .asked import asked_conversion, asked_network, asked_ranks
-from .convert import write_plan
 from .verbs import PlanOptions
 
 

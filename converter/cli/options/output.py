@@ -34,14 +34,12 @@ class OutputOptions(ForceOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class FolderOptions(ForceOptions):
+class FolderOptions(OutputOptions):
     """A folder.
 
     Attributes:
         output: Folder to write.
     """
-
-    output: Annotated[Path, Option("--output", "-o")]
 
 
 @dataclass(frozen=True, kw_only=True)
