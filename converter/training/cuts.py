@@ -69,11 +69,8 @@ class Cuts:
         return found
 
     def penalty(self) -> Tensor:
-        """The rank loss, () float32; 0 where there is none."""
-        kind = self._config.rank_penalty
-        if not self.presses:
-            return torch.zeros(())
-        return rank_penalty(self._pruner.layers, self._pressure, kind, self._ranks)
+        """The rank loss, () float32, where there is one."""
+        return rank_penalty(self._pruner.layers, self._pressure, self._config.rank_penalty, self._ranks)
 
     @property
     def presses(self) -> bool:
@@ -93,7 +90,8 @@ class Cuts:
         if self.over:
             return
         if kind is RankPenalty.PROXIMAL:
-            for name, layer in self._pruner.layers.items():
+            trained = {name: layer for name, layer in self._pruner.layers.items() if layer.s.requires_grad}
+            for name, layer in trained.items():
                 least = rate * self._config.rank * self._pressure[name]
                 layer.s.copy_(layer.s.sign() * (layer.s.abs() - least).clamp_min(0.0))
         for name, head in self._heads.items():  # of a straight line to zero, so much is left after this step

@@ -113,8 +113,10 @@ class _Run:
         self.steps_per_epoch = -(-len(train) // config.accumulate)
         self._cuts = Cuts(pruner, plan, config, config.epochs * self.steps_per_epoch)
         self._average = Average(self._student, config.average)
-        learns = teacher is not None and (config.distill > 0 or config.matching > 0)
-        self._teacher = copied(teacher).to(device).eval().requires_grad_(False) if teacher and learns else None
+        if teacher is not None and (config.distill > 0 or config.matching > 0):
+            self._teacher: nn.Module | None = copied(teacher).to(device).eval().requires_grad_(False)
+        else:
+            self._teacher = None
         self._objective: Objective | None = None
         self._task_loss = loss
         self._layers = pruner.layers
@@ -149,7 +151,7 @@ class _Run:
                         self._whole = {unit: now.fraction(unit) for unit in Unit}
                 score = None
                 if last and evaluate_on is not None:
-                    with self._average.applied(), evaluating(self._student):
+                    with self._average.applied(), evaluating(self._student), torch.no_grad():
                         score = metric.score(self._student, evaluate_on)
                 yield self._told(total, epoch, losses, rate, score, cut)
 

@@ -16,7 +16,7 @@ class Metric:
 
     Attributes:
         name: such as "mIoU".
-        score: of a network in eval mode and batches.
+        score: of a network in eval mode, on the device of its parameters, and batches as the loader gives them.
     """
 
     name: str

@@ -186,6 +186,19 @@ def test_every_penalty_lands_on_the_budget(residual: nn.Module, kind: RankPenalt
     assert any(step.rank > 0 for step in steps) == pressed
 
 
+def test_a_frozen_layer_does_not_shrink(residual: nn.Module) -> None:
+    start = wide(residual)
+    name, layer = next(iter(low_rank_layers(start).items()))
+    layer.requires_grad_(False)
+    config = quick(
+        epochs=1, budget=MacBudget(0.99), rank_penalty=RankPenalty.PROXIMAL, rank=1.0, cuts=1, prune_until=1.0
+    )
+    original = layer.s.clone()
+    new = finetune(start, blobs(), config, progress=False)
+    kept = low_rank_layers(new)[name].s
+    torch.testing.assert_close(kept, original[: len(kept)], rtol=1e-4, atol=1e-5)
+
+
 def test_penalties_without_weight_are_not_computed(residual: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object) -> None:
         raise AssertionError
