@@ -105,7 +105,10 @@ def plan_and_convert(
     if trained and config.polish is None:
         config = replace(config, polish=0)
     spare = config.headroom if trained and _to_prune(target, config) is not None else 1.0
-    return factorise(network, target, config, calibrate_on=calibrate_on, spare=spare, progress=progress)
+    # What goes on to be trained is judged afterwards.
+    return factorise(
+        network, target, config, calibrate_on=calibrate_on, spare=spare, judged=not trained, progress=progress
+    )
 
 
 def train_and_judge(

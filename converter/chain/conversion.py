@@ -46,7 +46,7 @@ class Conversion:
         model: the low-rank network on the CPU, at the plan's ranks or, for fine-tuning to choose, above them.
         calibration: what it was fitted on; None without.
         held_out: images to judge by; None without calibration.
-        verdict: what these say; None without them, and where ranks are spared.
+        verdict: what these say; None without them, and where nobody asked.
         polished: what polishing did; None without it.
     """
 
@@ -105,6 +105,7 @@ def factorise(
     *,
     calibrate_on: Loader | None = None,
     spare: float = 1.0,
+    judged: bool = True,
     progress: bool = True,
 ) -> Conversion:
     """Plans a network's ranks, or takes them as planned, and converts a copy of it.
@@ -112,6 +113,7 @@ def factorise(
     Args:
         network, wanted, config, calibrate_on: as for `plan_network`.
         spare: times the planned ranks to convert at, >= 1; above 1 fine-tuning can choose which to drop.
+        judged: ask the held-out images, which takes a while where they do not agree.
         progress: show a bar.
 
     Raises:
@@ -137,7 +139,7 @@ def factorise(
         seen = replace(calibration, images=hold_out(calibration.images)[0])  # the others judge
         converted = convert(dense, start, calibration=seen)
         polished = _polish(converted, dense, planned, config, progress=progress)
-    verdict = None if spare > 1 else judge(dense, converted, planned, wanted, polished)  # those go on to be trained
+    verdict = judge(dense, converted, planned, wanted, polished) if judged else None
     network.model.cpu()
     return Conversion(planned.plan, converted.cpu(), planned.calibration, planned.held_out, verdict, polished)
 

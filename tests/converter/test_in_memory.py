@@ -80,6 +80,18 @@ def test_the_whole_chain(residual: nn.Module, tmp_path: Path, headroom: float) -
         result.to_onnx(tmp_path / "small.onnx")
 
 
+def test_what_is_to_be_trained_is_judged_afterwards(residual: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Looking for a gentler budget that would hold without training takes as long as the conversion itself."""
+
+    def fail(*_: object) -> None:
+        raise AssertionError
+
+    monkeypatch.setattr("dprp.converter.chain.conversion.judge", fail)
+    train = _labelled(residual)
+    result = dprp.compress(residual, train, _labelled(residual, 40), budget="macs=0.6", epochs=1, rank_multiple=1)
+    assert result.summary.verdict is not None
+
+
 def test_what_trained_in_bf16_is_exported(residual: nn.Module, tmp_path: Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", dprp.ConverterWarning)  # of CPUs without bf16
