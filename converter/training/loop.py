@@ -5,23 +5,22 @@ A step: draw, forward, losses, backward, clip, move, shrink, average, cut, recor
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Callable, Iterable, Iterator, Sized
+from collections.abc import Callable, Iterator, Sized
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import send_to_device
 from torch import Tensor, nn
 
 from ..analysis.accuracy import Batches
 from ..analysis.calibration import Moments
 from ..analysis.probe import evaluating
-from ..analysis.running import copied, finite, tensors_in
+from ..analysis.running import copied
 from ..conversion.attached import plan_of, relabel
-from ..errors import ConverterWarning, TrainingError
+from ..errors import TrainingError
 from ..lowrank.costs import Unit
 from .average import Average
+from .batches import Batch, Draws
 from .config import FinetuneConfig
 from .cuts import Cuts, told
 from .metric import TOP1, Metric
@@ -101,7 +100,6 @@ class _Run:
         device = accelerator.device
         self._config = config
         self._accelerator = accelerator
-        self._layout = torch.channels_last if config.channels_last else torch.contiguous_format
         self._student = copied(model).to(device)
         plain = optimizer_for(self._student, config)
         placed = None if moments is None else {key: moment.to(device) for key, moment in moments.items()}
@@ -109,7 +107,14 @@ class _Run:
         if config.budget is not None:
             pruner.check(config.budget)
         self._plain = plain
-        self._optimizer, self._loader = accelerator.prepare(plain, train)  # the network itself is never wrapped
+        self._optimizer, loader = accelerator.prepare(plain, train)  # the network itself is never wrapped
+        self._draws = Draws(
+            loader,
+            device,
+            seed=config.seed,
+            layout=torch.channels_last if config.channels_last else torch.contiguous_format,
+            normalised=any(_is_norm(module) for module in self._student.modules()),
+        )
         self.steps_per_epoch = -(-len(train) // config.accumulate)
         self._cuts = Cuts(pruner, plan, config, config.epochs * self.steps_per_epoch)
         self._average = Average(self._student, config.average)
@@ -121,7 +126,6 @@ class _Run:
         self._task_loss = loss
         self._layers = pruner.layers
         self._whole = {unit: plan.fraction(unit) for unit in Unit}
-        self._normalised = any(_is_norm(module) for module in self._student.modules())
         self._step = 0
 
     def steps(self, evaluate_on: Batches | None, metric: Metric) -> Iterator[Step]:
@@ -133,7 +137,7 @@ class _Run:
         config = self._config
         total = config.epochs * self.steps_per_epoch
         for epoch in range(1, config.epochs + 1):
-            for group, last in _groups(self._batches(), config.accumulate):
+            for group, last in self._draws.groups(epoch, config.accumulate):
                 self._step += 1
                 if last and epoch == 1:  # the loader may give fewer batches than its length says
                     total = config.epochs * self._step
@@ -168,7 +172,7 @@ class _Run:
             relabel(self._student, f"threshold={config.threshold:g}" if config.budget is None else str(config.budget))
         return self._student.cpu().eval()
 
-    def _move(self, group: list[tuple[Any, Any]], rate: float) -> Losses:
+    def _move(self, group: list[Batch], rate: float) -> Losses:
         """One step of the optimizer, on the mean of some batches."""
         config, accelerator = self._config, self._accelerator
         set_rate(self._plain, rate)
@@ -222,47 +226,10 @@ class _Run:
         return self._objective
 
     @torch.no_grad()
-    def _asked(self, batch: tuple[Any, Any]) -> float:
+    def _asked(self, batch: Batch) -> float:
         """The task loss of a batch, in eval mode."""
         with evaluating(self._student), self._accelerator.autocast():
             return float(self._objective_for(batch[0]).data_loss(*batch)[0])
-
-    def _batches(self) -> Iterator[tuple[Any, Any]]:
-        """Inputs and targets on the device.
-
-        A single image that is left over after larger batches is dropped where there are BatchNorms, as it has no
-        variance.
-        Inputs that are not finite are dropped with a word: they would spoil the statistics of BatchNorms.
-        """
-        device, largest = self._accelerator.device, 0
-        for inputs, targets in self._loader:
-            inputs, targets = send_to_device(inputs, device), send_to_device(targets, device)
-            images = len(inputs) if isinstance(inputs, (Tensor, list, tuple)) else 0
-            if self._normalised and isinstance(inputs, Tensor) and images == 1 and largest > 1:
-                continue
-            if not all(finite(tensor) for tensor in tensors_in(inputs) if tensor.is_floating_point()):
-                warnings.warn(
-                    "a batch with values that are not finite was left out; check the data",
-                    ConverterWarning,
-                    stacklevel=2,
-                )
-                continue
-            if isinstance(inputs, Tensor) and inputs.dim() == 4:
-                inputs = inputs.contiguous(memory_format=self._layout)
-            largest = max(largest, images)
-            yield inputs, targets
-
-
-def _groups(batches: Iterable[Any], size: int) -> Iterator[tuple[list[Any], bool]]:
-    """So many batches at a time, and whether they are the last of the epoch."""
-    waiting: list[Any] = []
-    for batch in batches:
-        if len(waiting) == size:
-            yield waiting, False
-            waiting = []
-        waiting.append(batch)
-    if waiting:
-        yield waiting, True
 
 
 def _in_training(model: nn.Module, *, norms: bool) -> None:

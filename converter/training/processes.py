@@ -13,6 +13,7 @@ from accelerate.state import AcceleratorState, GradientState, PartialState
 
 from ..errors import ConverterWarning, TrainingError
 from .config import FinetuneConfig
+from .random_numbers import random_numbers
 
 
 @contextmanager
@@ -20,19 +21,17 @@ def own_accelerator(config: FinetuneConfig) -> Iterator[Accelerator]:
     """An Accelerator for one run.
 
     Accelerate keeps one state for the whole process, precision and device included, and refuses another: a user's own
-    is set aside, and so are the random numbers of torch.
+    is set aside, and so are all random numbers.
 
     Raises:
         TrainingError: a precision that the device does not have.
     """
     kinds: tuple[Any, ...] = (AcceleratorState, PartialState, GradientState)
     before = [dict(kind._shared_state) for kind in kinds]
-    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_available() else []
     try:
         for kind in kinds:
             kind._shared_state.clear()
-        with torch.random.fork_rng(devices=devices):
-            torch.manual_seed(config.seed)
+        with random_numbers(config.seed):
             precision = _precision(config)
             yield Accelerator(cpu=config.cpu, mixed_precision=precision)
     finally:
