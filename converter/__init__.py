@@ -53,7 +53,17 @@ if TYPE_CHECKING:
         plan_ranks,
     )
     from .storage import Loaded, Source, is_compressed, load_compressed, save_compressed
-    from .training import Cut, FinetuneConfig, Metric, OptimizerKind, RankPenalty, Step, finetune, input_moments
+    from .training import (
+        Cut,
+        FinetuneConfig,
+        Metric,
+        OptimizerKind,
+        RankPenalty,
+        RunFolder,
+        Step,
+        finetune,
+        input_moments,
+    )
 
 __all__ = [
     "BLENDS",
@@ -92,6 +102,7 @@ __all__ = [
     "PolishConfig",
     "RankPenalty",
     "RankRatio",
+    "RunFolder",
     "Sensitivity",
     "Source",
     "Step",
@@ -197,6 +208,7 @@ _HOMES = {
         "Metric",
         "OptimizerKind",
         "RankPenalty",
+        "RunFolder",
         "Step",
         "finetune",
         "input_moments",

@@ -19,6 +19,9 @@ from ..analysis.running import run, tensors_in
 from ..errors import ModelError
 from ..lowrank.layers import LowRank
 
+Sizes = dict[str, list[float]]
+"""By place, the variance of what the dense network gives there, in each call."""
+
 
 @dataclass(frozen=True)
 class Compared:
@@ -37,13 +40,16 @@ class Compared:
 class Pair:
     """A converted network beside its dense one; both on one device, and evaluating while they are compared."""
 
-    def __init__(self, model: nn.Module, dense: nn.Module, images: Tensor, batch: int) -> None:
+    def __init__(
+        self, model: nn.Module, dense: nn.Module, images: Tensor, batch: int, sizes: Sizes | None = None
+    ) -> None:
         """Finds where outputs are compared: at each low-rank layer, or at the norm that takes up its mean.
 
         Args:
             model, dense: the networks.
             images: (N, ...), a few of which are run.
             batch: images that are wanted at a time; fewer where their activations would not fit into memory.
+            sizes: variances to measure differences in, of an earlier pair; None for those of the images.
 
         Raises:
             ModelError: a network cannot take the images, or no low-rank layer runs.
@@ -54,7 +60,7 @@ class Pair:
         if not self._places:
             raise ModelError("the network has no low-rank layer that runs; convert it first, then polish")
         self._at_once = _at_once(model, images, batch)
-        self._sizes = _sizes(dense, self._places, torch.split(images[:batch], self._at_once))
+        self.sizes = sizes or _sizes(dense, self._places, torch.split(images[:batch], self._at_once))
 
     def backward(self, images: Tensor) -> float:
         """Gradients of the distance on a batch, some images at a time."""
@@ -92,7 +98,7 @@ class Pair:
             inside.setdefault(name, []).append(output.detach().clone())  # what follows may write to it
 
         def compare(name: str, output: Tensor) -> None:
-            call, there, sizes = calls[name], inside.get(name, []), self._sizes[name]
+            call, there, sizes = calls[name], inside.get(name, []), self.sizes[name]
             if call < min(len(there), len(sizes)) and there[call].shape == output.shape:
                 apart = output.float() - there[call].float()  # the output itself may be written to by what follows
                 losses.append(apart.square().mean() / sizes[call])
@@ -121,7 +127,7 @@ def _places(model: nn.Module, dense: nn.Module, images: Tensor) -> list[str]:
 
 
 @torch.no_grad()
-def _sizes(dense: nn.Module, places: list[str], parts: Sequence[Tensor]) -> dict[str, list[float]]:
+def _sizes(dense: nn.Module, places: list[str], parts: Sequence[Tensor]) -> Sizes:
     """Variance of what each place gives in each of its calls; of its size where it is nearly constant."""
     sums: dict[str, list[Tensor]] = {name: [] for name in places}
 

@@ -44,6 +44,11 @@ def abandoned(path: Path) -> bool:
         os.close(handle)
 
 
+def in_use(path: Path) -> bool:
+    """Whether somebody holds a file or folder now; False where that cannot be told."""
+    return sys.platform != "win32" and path.exists() and not abandoned(path)
+
+
 def synced(path: Path) -> None:
     """Waits until a file's content, or a folder's list of names, is on the disk."""
     with contextlib.suppress(OSError):  # not every file system lets a folder be synced

@@ -9,6 +9,7 @@ from .factor_moments import input_moments
 from .loop import finetune
 from .metric import Metric
 from .record import Cut, Step
+from .run_folder import RunFolder
 
 __all__ = [
     "Cut",
@@ -16,6 +17,7 @@ __all__ = [
     "Metric",
     "OptimizerKind",
     "RankPenalty",
+    "RunFolder",
     "Step",
     "finetune",
     "input_moments",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -43,6 +44,16 @@ class Average:
             else:
                 mean.copy_(state[name])
         self._steps += 1
+
+    def state(self) -> dict[str, Any]:
+        """Where it is."""
+        return {"steps": self._steps, "mean": self._mean if self._steps else {}}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Goes on from a state of a network of the same shape, on whatever device."""
+        self._steps = state["steps"]
+        own = self._model.state_dict()
+        self._mean = {name: mean.to(own[name], copy=True) for name, mean in state["mean"].items()}
 
     @contextmanager
     def applied(self) -> Iterator[None]:

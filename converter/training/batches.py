@@ -6,9 +6,10 @@ draws what it would have drawn, and augmentation does not depend on how much ran
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sized
 from typing import Any
 
 import torch
@@ -126,3 +127,21 @@ def _generators(loader: Any) -> list[torch.Generator]:
     owners = (loader, getattr(loader, "sampler", None), batched, inner, getattr(inner, "sampler", None))
     found = [getattr(owner, "generator", None) for owner in owners]
     return list({id(one): one for one in found if isinstance(one, torch.Generator)}.values())
+
+
+def fingerprint(loader: Any) -> str:
+    """What tells one data set from another, cheaply: how many batches and samples, and the first of these."""
+    source = getattr(loader, "dataset", loader)
+    digest = hashlib.sha256(repr([_length(loader), _length(source), getattr(loader, "batch_size", None)]).encode())
+    with random_numbers(0):
+        try:
+            first = source[0]
+        except Exception:  # a data set of the user's, which may only stream
+            first = None
+    for tensor in tensors_in(first):
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _length(of: Any) -> int | None:
+    return len(of) if isinstance(of, Sized) else None

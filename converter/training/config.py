@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from enum import Enum
+from typing import Any
 
 from ..errors import TrainingError
 from ..planning.policies import Budget
@@ -142,3 +143,11 @@ class FinetuneConfig:
     def prunes(self) -> bool:
         """Whether ranks are to fall."""
         return self.budget is not None or self.threshold is not None
+
+    def told(self) -> dict[str, Any]:
+        """Plain JSON values; those on which the course of a run depends."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {
+            name: value if isinstance(value, (int, float, bool, type(None))) else str(value)
+            for name, value in values.items()
+        }

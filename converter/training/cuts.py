@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -67,6 +68,23 @@ class Cuts:
             found = self._pruner.to_ranks(self._ranks_after(self._done))
         self._aim()
         return found
+
+    def state(self) -> dict[str, Any]:
+        """Where they are."""
+        return {
+            "done": self._done,
+            "last": self._last,
+            "ranks": dict(self._ranks),
+            "heads": dict(self._heads),
+            "whole": self._pruner.whole,
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Goes on from a state."""
+        self._done, self._last, self._ranks = state["done"], state["last"], dict(state["ranks"])
+        layers = self._pruner.layers
+        self._heads = {name: head.to(layers[name].u, copy=True) for name, head in state["heads"].items()}
+        self._pruner.whole = dict(state["whole"])
 
     def penalty(self) -> Tensor:
         """The rank loss, () float32, where there is one."""

@@ -1,11 +1,14 @@
 """Fine-tuning with dynamic rank pruning: train the factors, drop ranks on the way, land on the budget.
 
-A step: draw, forward, losses, backward, clip, move, shrink, average, cut, record.
+A step: draw, forward, losses, backward, clip, move, shrink, average, cut, record, save.
 """
 
 from __future__ import annotations
 
+import math
+import warnings
 from collections.abc import Callable, Iterator, Sized
+from contextlib import ExitStack
 from typing import Any
 
 import torch
@@ -15,21 +18,31 @@ from torch import Tensor, nn
 from ..analysis.accuracy import Batches
 from ..analysis.calibration import Moments
 from ..analysis.probe import evaluating
-from ..analysis.running import copied
+from ..analysis.running import copied, finite
 from ..conversion.attached import plan_of, relabel
-from ..errors import TrainingError
+from ..conversion.matching import Sizes
+from ..errors import ConverterWarning, TrainingError
 from ..lowrank.costs import Unit
 from .average import Average
-from .batches import Batch, Draws
+from .batches import Batch, Draws, fingerprint
 from .config import FinetuneConfig
 from .cuts import Cuts, told
+from .interrupts import Interrupts, interrupts
+from .keeping import InMemory, Keeper
 from .metric import TOP1, Metric
 from .objective import Loss, Losses, Objective
 from .optimizers import optimizer_for, rate_at, set_rate
 from .processes import own_accelerator
 from .progress import FinetuneBar
 from .pruner import RankPruner
+from .random_numbers import put_random_state, random_state
 from .record import Cut, Step
+from .run_folder import FORMAT, RunFolder
+from .state import network_state, put_network_state
+
+_PATIENCE = 3
+"""Steps in a row that may not be finite."""
+_MOST_HALVINGS = 5
 
 
 def finetune(
@@ -42,6 +55,7 @@ def finetune(
     moments: Moments | None = None,
     loss: Loss | None = None,
     metric: Metric = TOP1,
+    folder: RunFolder | None = None,
     on_step: Callable[[Step], None] | None = None,
     progress: bool = True,
 ) -> nn.Module:
@@ -57,27 +71,37 @@ def finetune(
         moments: second moments of the layers' inputs; cuts then lose the least of the outputs.
         loss: of outputs and targets, () floating point; cross-entropy of the first output by default.
         metric: top-1 by default.
-        on_step: is told of every step.
+        folder: keeps what is needed to go on after an interruption, and the record; begins or goes on as it was
+            made. Ctrl-C and SIGTERM then wait for the end of the step, and save.
+        on_step: is told of every step that this call makes.
         progress: show a progress bar.
 
     Returns:
         A trained float32 copy in eval mode, on the CPU. Under a budget it costs at most the budget. Frozen parameters
-        and BatchNorms are as they were, and so are torch's random numbers and Accelerate's state.
+        and BatchNorms are as they were, and so are all random numbers and Accelerate's state. A step whose loss or
+        gradient is not finite is left out; after several in a row the run goes back, and on at half the rate.
 
     Raises:
-        TrainingError: nothing to train, a loss that is not finite, or a precision that the device does not have.
+        TrainingError: nothing to train, a loss that stays infinite, a precision that the device does not have, or a
+            folder of another run.
         ModelError: the network cannot take the inputs.
         BudgetError: the budget cannot be reached by cutting ranks.
     """
     config = config or FinetuneConfig()
-    with own_accelerator(config) as accelerator:
-        run = _Run(model, train, config, accelerator, teacher, moments, loss)
-        steps = config.epochs * run.steps_per_epoch
-        with FinetuneBar(config.epochs, steps, metric.name, enabled=progress and accelerator.is_main_process) as bar:
-            for step in run.steps(evaluate_on, metric):
-                bar.show(step)
-                if on_step is not None:
-                    on_step(step)
+    with ExitStack() as stack:
+        accelerator = stack.enter_context(own_accelerator(config))
+        run = _Run(model, train, config, accelerator, teacher, moments, loss, folder)
+        if folder is not None:
+            about = {**config.told(), "data": fingerprint(train)}
+            stack.enter_context(folder.opened(about, plan_of(model).to_json()))
+        stop = stack.enter_context(interrupts(wait=folder is not None))
+        shown = FinetuneBar(config.epochs, metric.name, enabled=progress and accelerator.is_main_process)
+        bar = stack.enter_context(shown)
+        run.begin(resume=folder is not None and folder.resumes)
+        for step in run.steps(evaluate_on, metric, stop):
+            bar.show(step)
+            if on_step is not None:
+                on_step(step)
         return run.result()
 
 
@@ -93,6 +117,7 @@ class _Run:
         teacher: nn.Module | None,
         moments: Moments | None,
         loss: Loss | None,
+        folder: RunFolder | None,
     ) -> None:
         if not isinstance(train, Sized) or len(train) == 0:
             raise TrainingError("the training data has no batches or no length; give a DataLoader with images")
@@ -115,49 +140,68 @@ class _Run:
             layout=torch.channels_last if config.channels_last else torch.contiguous_format,
             normalised=any(_is_norm(module) for module in self._student.modules()),
         )
-        self.steps_per_epoch = -(-len(train) // config.accumulate)
-        self._cuts = Cuts(pruner, plan, config, config.epochs * self.steps_per_epoch)
+        self._total = config.epochs * -(-len(train) // config.accumulate)
+        self._cuts = Cuts(pruner, plan, config, self._total)
         self._average = Average(self._student, config.average)
         if teacher is not None and (config.distill > 0 or config.matching > 0):
             self._teacher: nn.Module | None = copied(teacher).to(device).eval().requires_grad_(False)
         else:
             self._teacher = None
         self._objective: Objective | None = None
+        self._sizes: Sizes | None = None
         self._task_loss = loss
         self._layers = pruner.layers
-        self._whole = {unit: plan.fraction(unit) for unit in Unit}
-        self._step = 0
+        self._count()
+        self._keeper: Keeper = InMemory() if folder is None else folder
+        self._epoch, self._made, self._step, self._saved = 1, 0, 0, 0
+        self._bad, self._halvings = 0, 0
 
-    def steps(self, evaluate_on: Batches | None, metric: Metric) -> Iterator[Step]:
+    def begin(self, *, resume: bool) -> None:
+        """Starts from the beginning, or from what was kept."""
+        if resume:
+            self._restore(self._keeper.load())
+        else:
+            self._save()
+
+    def steps(self, evaluate_on: Batches | None, metric: Metric, stop: Interrupts) -> Iterator[Step]:
         """Makes all steps of all epochs.
 
         Raises:
-            TrainingError: the data gave no batch, or a loss is not finite.
+            TrainingError: a loss stays infinite.
+            KeyboardInterrupt: somebody asked to stop; the state is saved then.
         """
         config = self._config
-        total = config.epochs * self.steps_per_epoch
-        for epoch in range(1, config.epochs + 1):
-            for group, last in self._draws.groups(epoch, config.accumulate):
+        while self._epoch <= config.epochs:
+            epoch = self._epoch
+            for group, last in self._draws.groups(epoch, config.accumulate, skip=self._made):
                 self._step += 1
                 if last and epoch == 1:  # the loader may give fewer batches than its length says
-                    total = config.epochs * self._step
-                    self._cuts.spread_over(total)
-                rate = rate_at(self._step, total, config)
-                losses = self._move(group, rate)
-                final = last and epoch == config.epochs
-                cut = None
-                if self._cuts.due(self._step) or (final and not self._cuts.over):
-                    before = self._asked(group[-1])
-                    cut = told(self._cuts.cut(self._step, all_of_them=final), before, self._asked(group[-1]))
-                    if cut.after:
-                        self._average.restart()
-                        now = plan_of(self._student)
-                        self._whole = {unit: now.fraction(unit) for unit in Unit}
+                    self._total = config.epochs * self._step
+                    self._cuts.spread_over(self._total)
+                rate = rate_at(self._step, self._total, config) * 0.5**self._halvings
+                losses, moved = self._move(group, rate)
+                if not moved:
+                    if self._is_lost():
+                        self._go_back(losses)
+                        break
+                    _warn(f"the loss or its gradient was not finite at step {self._step}; the step was left out")
+                self._epoch, self._made = (epoch + 1, 0) if last else (epoch, self._made + 1)
+                cut = self._cut(group[-1]) if moved or self._over else None
                 score = None
                 if last and evaluate_on is not None:
                     with self._average.applied(), evaluating(self._student), torch.no_grad():
                         score = metric.score(self._student, evaluate_on)
-                yield self._told(total, epoch, losses, rate, score, cut)
+                step = self._told(epoch, losses, rate, score, cut, skipped=not moved)
+                self._keeper.tell(step)
+                yield step
+                due = self._keeper.due(self._step - self._saved, epoch_over=last) or self._over
+                if due or stop.asked:
+                    self._save()
+                if stop.asked:
+                    raise KeyboardInterrupt
+            else:
+                if self._epoch == epoch:  # it gave no batch
+                    self._epoch, self._made = epoch + 1, 0
 
     def result(self) -> nn.Module:
         """The trained network."""
@@ -172,37 +216,120 @@ class _Run:
             relabel(self._student, f"threshold={config.threshold:g}" if config.budget is None else str(config.budget))
         return self._student.cpu().eval()
 
-    def _move(self, group: list[Batch], rate: float) -> Losses:
-        """One step of the optimizer, on the mean of some batches."""
+    @property
+    def _over(self) -> bool:
+        return self._epoch > self._config.epochs
+
+    def _move(self, group: list[Batch], rate: float) -> tuple[Losses, bool]:
+        """One step of the optimizer, on the mean of some batches; or none, where these are not finite."""
         config, accelerator = self._config, self._accelerator
         set_rate(self._plain, rate)
         _in_training(self._student, norms=config.train_norms)
+        sound = torch.ones((), dtype=torch.bool, device=accelerator.device)
         for inputs, targets in group:
             with accelerator.autocast():
                 task, inside = self._objective_for(inputs).data_loss(inputs, targets)
             losses = self._objective_for(inputs).penalised(task, inside, self._cuts)
-            if not bool(losses.whole.isfinite()):
-                raise TrainingError(
-                    f"the loss is {losses.whole.item()} at step {self._step}; lower the learning rate "
-                    f"(now {config.learning_rate:g}) or check the data"
-                )
+            sound = sound & losses.whole.isfinite()
             accelerator.backward(losses.whole / len(group))
-        if config.clip:
-            accelerator.clip_grad_norm_(self._student.parameters(), config.clip)
-        self._optimizer.step()
+        norm = accelerator.clip_grad_norm_(self._student.parameters(), config.clip or math.inf)
+        if accelerator.scaler is None:
+            sound = sound & norm.isfinite()
+        moved = bool(sound)
+        if moved or accelerator.scaler is not None:  # which leaves such a step out itself, and must be told of it
+            self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
-        self._cuts.after_step(self._step, rate)
-        self._average.update()
-        return losses
+        if moved:
+            self._bad = 0
+            self._cuts.after_step(self._step, rate)
+            self._average.update()
+        return losses, moved
+
+    def _is_lost(self) -> bool:
+        """After a step that was left out: whether leaving out more of them would not help."""
+        self._bad += 1
+        tensors = self._student.state_dict().values()
+        return self._bad >= _PATIENCE or not all(finite(value) for value in tensors if value.is_floating_point())
+
+    def _go_back(self, losses: Losses) -> None:
+        """To the last state, and on at half the rate.
+
+        Raises:
+            TrainingError: that was tried often enough.
+        """
+        halvings, at = self._halvings + 1, self._step
+        if halvings > _MOST_HALVINGS:
+            raise TrainingError(
+                f"the loss is {losses.whole.item()} at step {at}; lower the learning rate "
+                f"(now {self._config.learning_rate:g}) or check the data"
+            )
+        self._restore(self._keeper.load())
+        self._halvings = halvings
+        _warn(
+            f"the loss was {losses.whole.item()} at step {at}; going back to step {self._step}, and on from there at "
+            f"{0.5**halvings:g} of the learning rate"
+        )
+
+    def _cut(self, batch: Batch) -> Cut | None:
+        """Makes the cut that is due now, if there is one."""
+        if not self._cuts.due(self._step) and not (self._over and not self._cuts.over):
+            return None
+        before = self._asked(batch)
+        cut = told(self._cuts.cut(self._step, all_of_them=self._over), before, self._asked(batch))
+        if cut.after:
+            self._average.restart()
+            self._count()
+        return cut
+
+    def _count(self) -> None:
+        now = plan_of(self._student)
+        self._whole = {unit: now.fraction(unit) for unit in Unit}
+
+    def _save(self) -> None:
+        """Keeps all that going on from here depends on."""
+        scaler = self._accelerator.scaler
+        self._keeper.save(
+            {
+                "format": FORMAT,
+                "step": self._step,
+                "epoch": self._epoch,
+                "made": self._made,
+                "total": self._total,
+                "halvings": self._halvings,
+                "network": network_state(self._student, self._plain),
+                "scaler": None if scaler is None else scaler.state_dict(),
+                "average": self._average.state(),
+                "cuts": self._cuts.state(),
+                "sizes": self._sizes,
+                "draws": self._draws.state(over=self._made == 0 and self._step > 0),
+                "random": random_state(),
+            }
+        )
+        self._saved = self._step
+
+    def _restore(self, state: dict[str, Any]) -> None:
+        """Goes on from such a state; the shapes come first, the random numbers last."""
+        put_network_state(self._student, self._plain, state["network"])
+        self._step, self._epoch, self._made = state["step"], state["epoch"], state["made"]
+        self._total, self._halvings, self._bad, self._saved = state["total"], state["halvings"], 0, state["step"]
+        if self._accelerator.scaler is not None:
+            self._accelerator.scaler.load_state_dict(state["scaler"])
+        self._cuts.restore(state["cuts"])
+        self._sizes = state["sizes"]
+        self._average.restore(state["average"])
+        self._draws.restore(state["draws"])
+        self._keeper.rewind(self._step)
+        self._count()
+        put_random_state(state["random"])
 
     def _told(
-        self, steps: int, epoch: int, losses: Losses, rate: float, score: float | None, cut: Cut | None
+        self, epoch: int, losses: Losses, rate: float, score: float | None, cut: Cut | None, *, skipped: bool
     ) -> Step:
         parts = (losses.whole, losses.task, losses.matching, losses.orthogonality, losses.rank)
         whole, task, matching, orthogonality, rank = torch.stack([part.detach().float() for part in parts]).tolist()
         return Step(
             step=self._step,
-            steps=steps,
+            steps=self._total,
             epoch=epoch,
             loss=whole,
             task=task,
@@ -214,14 +341,16 @@ class _Run:
             params=self._whole[Unit.PARAMS],
             score=score,
             cut=cut,
+            skipped=skipped,
         )
 
     def _objective_for(self, inputs: Any) -> Objective:
         if self._objective is None:
             images = inputs if isinstance(inputs, Tensor) else None
             self._objective = Objective(
-                self._student, self._teacher, self._config, self._task_loss, self._layers, images
+                self._student, self._teacher, self._config, self._task_loss, self._layers, images, self._sizes
             )
+            self._sizes = self._objective.sizes
             _in_training(self._student, norms=self._config.train_norms)
         return self._objective
 
@@ -244,3 +373,7 @@ def _in_training(model: nn.Module, *, norms: bool) -> None:
 
 def _is_norm(module: nn.Module) -> bool:
     return isinstance(module, nn.modules.batchnorm._BatchNorm)
+
+
+def _warn(message: str) -> None:
+    warnings.warn(message, ConverterWarning, stacklevel=3)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..analysis.running import run, scores_in, tensors_in
-from ..conversion.matching import Pair
+from ..conversion.matching import Pair, Sizes
 from ..lowrank.layers import LowRank
 from .config import FinetuneConfig
 from .cuts import Cuts
@@ -41,6 +41,7 @@ class Objective:
         loss: of the task; None for cross-entropy.
         layers: the student's low-rank layers.
         images: a few inputs, to find the places where both networks are compared; None where they are not.
+        sizes: variances there, if they are known.
     """
 
     def __init__(
@@ -51,6 +52,7 @@ class Objective:
         loss: Loss | None,
         layers: dict[str, LowRank],
         images: Tensor | None,
+        sizes: Sizes | None = None,
     ) -> None:
         self._student = student
         self._teacher = teacher
@@ -59,7 +61,12 @@ class Objective:
         self._layers = layers
         self._pair = None
         if teacher is not None and config.matching > 0 and isinstance(images, Tensor):
-            self._pair = Pair(student, teacher, images, len(images))
+            self._pair = Pair(student, teacher, images, len(images), sizes)
+
+    @property
+    def sizes(self) -> Sizes | None:
+        """Variances at the places where both networks are compared; None where they are not."""
+        return None if self._pair is None else self._pair.sizes
 
     def data_loss(self, inputs: Any, targets: Any) -> tuple[Tensor, Tensor]:
         """The task's loss, with the teacher's answers in it, and the distance from the teacher inside."""

@@ -29,10 +29,7 @@ def replace_factors(
     """
     if optimizer is None:
         return
-    fresh = dict(zip(old, new, strict=True))
-    for group in optimizer.param_groups:
-        group["params"] = [fresh.get(parameter, parameter) for parameter in group["params"]]
-    states = [optimizer.state.pop(parameter, {}) for parameter in old]
+    states = swap_parameters(optimizer, old, new)
     per_entry = {
         key
         for state, parameter in zip(states, old, strict=True)
@@ -52,3 +49,13 @@ def replace_factors(
     for state, parameter in zip(states, new, strict=True):
         if state:
             optimizer.state[parameter] = state
+
+
+def swap_parameters(
+    optimizer: torch.optim.Optimizer, old: Sequence[nn.Parameter], new: Sequence[nn.Parameter]
+) -> list[dict[str, Tensor]]:
+    """Puts parameters in others' place, and gives the state of these, which the optimizer forgets."""
+    fresh = dict(zip(old, new, strict=True))
+    for group in optimizer.param_groups:
+        group["params"] = [fresh.get(parameter, parameter) for parameter in group["params"]]
+    return [optimizer.state.pop(parameter, {}) for parameter in old]

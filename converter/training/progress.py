@@ -13,7 +13,7 @@ from .record import Step
 class FinetuneBar:
     """Shows epoch, loss, the metric and MACs now, on stderr so that piped output stays clean."""
 
-    def __init__(self, epochs: int, steps: int, metric: str, *, enabled: bool) -> None:
+    def __init__(self, epochs: int, metric: str, *, enabled: bool) -> None:
         self._epochs = epochs
         self._score = "-"
         self._progress = Progress(
@@ -28,7 +28,7 @@ class FinetuneBar:
             disable=not enabled,
         )
         self._task = self._progress.add_task(
-            "", total=steps, epoch=f"1/{epochs}", loss="-", metric=metric, score="-", macs="-"
+            "", total=None, epoch=f"1/{epochs}", loss="-", metric=metric, score="-", macs="-"
         )
 
     def __enter__(self) -> FinetuneBar:
@@ -47,6 +47,7 @@ class FinetuneBar:
         self._progress.update(
             self._task,
             completed=step.step,
+            total=step.steps,
             epoch=f"{step.epoch}/{self._epochs}",
             loss=f"{step.loss:.3f}",
             score=self._score,

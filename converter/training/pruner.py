@@ -54,8 +54,9 @@ class RankPruner:
             name: moments.get((name, layer.form)) if moments is not None else None
             for name, layer in self.layers.items()
         }
-        # Errors are parts of what each layer held at the start, so that layers of any scale compare.
-        self._whole = {name: max(1e-300, float(self._energies(name)[0])) for name in self.layers}
+        # Errors are parts of what each layer held at the start, so that layers of any scale compare: a run that goes
+        # on after an interruption needs those of its start.
+        self.whole = {name: max(1e-300, float(self._energies(name)[0])) for name in self.layers}
 
     def ranks_within(self, fraction: float, unit: Unit) -> dict[str, int]:
         """The ranks with which the network costs at most this part of the dense one, and loses the least.
@@ -129,7 +130,7 @@ class RankPruner:
             return factor_tail_energies(self.layers[name].factors, self._moments[name])
 
     def _ranks_within(self, limit: float, unit: Unit) -> dict[str, int] | None:
-        energies = {name: (self._energies(name) / self._whole[name]).tolist() for name in self.layers}
+        energies = {name: (self._energies(name) / self.whole[name]).tolist() for name in self.layers}
         for multiple in (self._multiple, 1):
             tables = []
             for name, layer in self.layers.items():

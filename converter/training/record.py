@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import asdict, dataclass
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,7 @@ class Step:
         macs, params: parts of the dense network's cost now.
         score: of the metric on the evaluation data, after an epoch's last step; top-1 in percent by default.
         cut: the ranks that this step's cut changed.
+        skipped: its loss or gradient was not finite, and the weights stayed.
     """
 
     step: int
@@ -46,3 +49,25 @@ class Step:
     params: float
     score: float | None = None
     cut: Cut | None = None
+    skipped: bool = False
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values; None for a number that is not finite, and nothing where there is nothing to tell."""
+        told = {**asdict(self), "skipped": self.skipped or None}
+        return {
+            name: None if isinstance(value, float) and not math.isfinite(value) else value
+            for name, value in told.items()
+            if value is not None
+        }
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Step:
+        """Reads what `to_dict` wrote.
+
+        Raises:
+            KeyError, TypeError: something is missing or of another kind.
+        """
+        given: dict[str, Any] = {name: math.nan if value is None else value for name, value in values.items()}
+        if "cut" in given:
+            given["cut"] = Cut(**given["cut"])
+        return cls(**given)

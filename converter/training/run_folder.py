@@ -1,0 +1,246 @@
+"""The folder of a run: what it needs to go on after an interruption, and what it did.
+
+    config.json     the settings, and a fingerprint of the data
+    plan.json       ranks at the start
+    history.jsonl   one line a step
+    state.pt        where the run is: tensors and numbers, read with weights_only
+    before.pt       the state before that, should the last one not read
+
+Each file is written under a temporary name, synced and renamed: a kill at any moment leaves the older or the new one.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
+
+import torch
+
+from ...files import quoted, written_whole
+from ...files.leftovers import held, in_use, synced
+from ..errors import ConverterWarning, TrainingError
+from .record import Step
+
+CONFIG = "config.json"
+PLAN = "plan.json"
+HISTORY = "history.jsonl"
+STATE = "state.pt"
+BEFORE = "before.pt"
+FORMAT = "1"
+_LARGEST_CONFIG = 2**20
+
+# Saving takes at most this part of the time, and no run saves more often than that.
+_SHARE = 0.02
+_SECONDS = 10.0
+
+
+class RunFolder:
+    """A run's folder: a new one, or one to go on from.
+
+    Args:
+        path: of the folder, which need not be there yet; its parent must.
+        resume: go on from what is there.
+        every: save after so many steps; None for as often as takes 2 % of the time, and after each epoch.
+        force: replace what another run left there.
+
+    Raises:
+        TrainingError: there is something in the way, or nothing to go on from.
+    """
+
+    def __init__(self, path: str | Path, *, resume: bool = False, every: int | None = None, force: bool = False):
+        self.path = Path(path)
+        self._resume = resume
+        self._every = every
+        self._saved_at = time.monotonic()
+        self._took = 0.0
+        if every is not None and every < 1:
+            raise TrainingError(f"saving every {every} steps is not possible; give 1 or more")
+        if resume:
+            self._check_old()
+        else:
+            self._check_new(force)
+
+    @property
+    def resumes(self) -> bool:
+        """Whether there is a run to go on from."""
+        return self._resume
+
+    @contextmanager
+    def opened(self, about: Mapping[str, Any], plan: str) -> Iterator[None]:
+        """Keeps other runs out for as long as the block runs.
+
+        Args:
+            about: settings and fingerprints, plain JSON values; those of a run that goes on must be the same.
+            plan: JSON, of the start.
+
+        Raises:
+            TrainingError: another run is in there, this one was begun otherwise, or the disk refuses.
+        """
+        if self._resume:
+            self._compare(about)
+        else:
+            self._begin(about, plan)
+        if in_use(self.path):
+            raise TrainingError(
+                f"{quoted(self.path)}: another run is using it; wait for its end, or give another one"
+            )
+        with held(self.path):
+            yield
+
+    def due(self, steps: int, *, epoch_over: bool) -> bool:
+        """Whether to save now.
+
+        Args:
+            steps: made since the last time.
+            epoch_over: whether an epoch has just ended.
+        """
+        if self._every is not None:
+            return steps >= self._every
+        return epoch_over or time.monotonic() - self._saved_at > max(_SECONDS, self._took / _SHARE)
+
+    def save(self, state: dict[str, Any]) -> None:
+        """Writes a state; where the disk refuses, says so and keeps the one before."""
+        began = time.monotonic()
+        try:
+            synced(self.path / HISTORY)
+            with written_whole(self.path / STATE, force=True, error=TrainingError) as temporary:
+                with temporary.open("wb") as file:
+                    torch.save(state, file)
+                synced(temporary)
+                if (self.path / STATE).exists():
+                    (self.path / STATE).replace(self.path / BEFORE)
+        except (TrainingError, RuntimeError) as error:  # torch's word for a full disk is a RuntimeError
+            warnings.warn(
+                f"the run could not be saved ({quoted(error)}); it goes on, and what was saved before is kept",
+                ConverterWarning,
+                stacklevel=2,
+            )
+        self._saved_at = time.monotonic()
+        self._took = self._saved_at - began
+
+    def load(self) -> dict[str, Any]:
+        """The last state that reads.
+
+        Raises:
+            TrainingError: there is none.
+        """
+        for name in (STATE, BEFORE):
+            path = self.path / name
+            if not path.is_file():
+                continue
+            try:
+                state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+            except (OSError, RuntimeError, ValueError, LookupError, TypeError, UnpicklingError, EOFError) as error:
+                warnings.warn(
+                    f"{quoted(path)}: does not read ({quoted(error)}); going on from the one before",
+                    ConverterWarning,
+                    stacklevel=2,
+                )
+                continue
+            if isinstance(state, dict) and state.get("format") == FORMAT:
+                return state
+        raise TrainingError(f"{quoted(self.path)}: has no state that reads; begin anew with --force")
+
+    def tell(self, step: Step) -> None:
+        """Adds a step to the history."""
+        try:
+            with (self.path / HISTORY).open("a", encoding="utf-8") as file:
+                file.write(json.dumps(step.to_dict()) + "\n")
+        except OSError as error:
+            warnings.warn(
+                f"{quoted(self.path / HISTORY)}: cannot be written ({error.strerror}); training goes on",
+                ConverterWarning,
+                stacklevel=2,
+            )
+
+    def history(self) -> list[Step]:
+        """All steps so far; lines that were cut short are left out."""
+        try:
+            lines = (self.path / HISTORY).read_text(encoding="utf-8", errors="replace").splitlines()
+        except OSError:
+            return []
+        found = []
+        for line in lines:
+            try:
+                found.append(Step.from_dict(json.loads(line)))
+            except (ValueError, KeyError, TypeError):
+                continue
+        return found
+
+    def rewind(self, step: int) -> None:
+        """Forgets what the history says of later steps."""
+        kept = [json.dumps(one.to_dict()) + "\n" for one in self.history() if one.step <= step]
+        self._write(HISTORY, "".join(kept))
+
+    def finish(self) -> None:
+        """The result is safe elsewhere: drops the states, and leaves the record."""
+        for name in (STATE, BEFORE):
+            (self.path / name).unlink(missing_ok=True)
+
+    def _begin(self, about: Mapping[str, Any], plan: str) -> None:
+        try:
+            self.path.mkdir(exist_ok=True)
+            for name in (CONFIG, STATE, BEFORE):  # of a run that is to be replaced; other people's files stay
+                (self.path / name).unlink(missing_ok=True)
+        except OSError as error:
+            raise TrainingError(f"{quoted(self.path)}: cannot be written ({error.strerror})") from error
+        self._write(CONFIG, json.dumps({"dprp_run": FORMAT, **about}, indent=1) + "\n")  # marks it as ours
+        self._write(HISTORY, "")
+        self._write(PLAN, plan + "\n")
+
+    def _compare(self, about: Mapping[str, Any]) -> None:
+        before = self._about()
+        for name, value in about.items():
+            if before.get(name) != value:
+                raise TrainingError(
+                    f"{quoted(self.path)}: its {name} was {quoted(before.get(name))}, now it is {quoted(value)}; "
+                    "go on with what it was begun with, or begin anew with --force"
+                )
+
+    def _about(self) -> dict[str, Any]:
+        path = self.path / CONFIG
+        try:
+            if path.stat().st_size > _LARGEST_CONFIG:
+                raise ValueError("it is too long")
+            about = json.loads(path.read_text(encoding="utf-8"))
+            if not isinstance(about, dict) or about.get("dprp_run") != FORMAT:
+                raise ValueError("it is not a run of this dprp")
+        except (OSError, ValueError, RecursionError) as error:
+            raise TrainingError(
+                f"{quoted(self.path)}: is no folder of a run ({CONFIG}: {quoted(error)}); give one that is"
+            ) from error
+        return about
+
+    def _check_old(self) -> None:
+        self._about()
+        if not self._unfinished():
+            raise TrainingError(
+                f"{quoted(self.path)}: has no state to go on from: its run has ended, or did not begin; begin anew"
+            )
+
+    def _check_new(self, force: bool) -> None:
+        if not self.path.parent.is_dir():
+            raise TrainingError(f"{quoted(self.path)}: the folder around it does not exist; make it first")
+        if not self.path.exists() or (self.path.is_dir() and not any(self.path.iterdir())):
+            return
+        self._about()  # which refuses a folder that is not ours
+        if not force:
+            what = "exists already; give another one"
+            if self._unfinished():
+                what = "holds a run that has not ended; go on with --resume (resume=True)"
+            raise TrainingError(f"{quoted(self.path)}: {what}, or pass --force (force=True) to begin anew")
+        if in_use(self.path):
+            raise TrainingError(f"{quoted(self.path)}: another run is using it; wait for its end")
+
+    def _unfinished(self) -> bool:
+        return (self.path / STATE).exists() or (self.path / BEFORE).exists()
+
+    def _write(self, name: str, text: str) -> None:
+        with written_whole(self.path / name, force=True, error=TrainingError) as file:
+            file.write_text(text, encoding="utf-8")
