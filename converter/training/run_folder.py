@@ -186,11 +186,11 @@ class RunFolder:
     def _begin(self, about: Mapping[str, Any], plan: str) -> None:
         try:
             self.path.mkdir(exist_ok=True)
-            for name in (CONFIG, STATE, BEFORE):  # of a run that is to be replaced; other people's files stay
+            for name in (STATE, BEFORE):  # of a run that is to be replaced; other people's files stay
                 (self.path / name).unlink(missing_ok=True)
         except OSError as error:
             raise TrainingError(f"{quoted(self.path)}: cannot be written ({error.strerror})") from error
-        self._write(CONFIG, json.dumps({"dprp_run": FORMAT, **about}, indent=1) + "\n")  # marks it as ours
+        self._write(CONFIG, json.dumps({"dprp_run": FORMAT, **about}, indent=1) + "\n")  # marks the folder as ours
         self._write(HISTORY, "")
         self._write(PLAN, plan + "\n")
 
@@ -227,7 +227,7 @@ class RunFolder:
     def _check_new(self, force: bool) -> None:
         if not self.path.parent.is_dir():
             raise TrainingError(f"{quoted(self.path)}: the folder around it does not exist; make it first")
-        if not self.path.exists() or (self.path.is_dir() and not any(self.path.iterdir())):
+        if not self.path.exists() or (self.path.is_dir() and all(map(_is_leftover, self.path.iterdir()))):
             return
         self._about()  # which refuses a folder that is not ours
         if not force:
@@ -244,3 +244,8 @@ class RunFolder:
     def _write(self, name: str, text: str) -> None:
         with written_whole(self.path / name, force=True, error=TrainingError) as file:
             file.write_text(text, encoding="utf-8")
+
+
+def _is_leftover(path: Path) -> bool:
+    """Whether a file is what a run left that was killed before it had begun."""
+    return path.name.startswith(f".{CONFIG}.dprp-")

@@ -246,6 +246,7 @@ def test_folders_that_do_not_fit(residual: nn.Module, tmp_path: Path) -> None:
         RunFolder(path)
     strange = tmp_path / "photos"
     strange.mkdir()
+    (strange / "holiday.jpg").write_text("sun")
     for resume in (True, False):
         with pytest.raises(TrainingError, match="photos: is no folder of a run"):
             RunFolder(strange, resume=resume, force=True)
