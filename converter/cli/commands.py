@@ -13,6 +13,7 @@ from typing import Annotated, Any, TypeVar
 
 import typer
 
+from ..chain.folder import RECIPE
 from .app import app
 from .console import show, working
 from .fields import option_fields
@@ -44,8 +45,16 @@ def command(options: Options) -> Options:
     def take(context: typer.Context, recipe: Path | None) -> Path | None:
         """What a recipe says becomes what options are where the command line says nothing."""
         if recipe is not None:
-            context.default_map = read_recipe(recipe, options)
+            context.default_map = {**(context.default_map or {}), **read_recipe(recipe, options)}
         return recipe
+
+    def take_run(context: typer.Context, resume: Path | None) -> Path | None:
+        """The same, of the recipe that a run keeps in its folder."""
+        take(context, None if resume is None else resume / RECIPE)
+        return resume
+
+    if "resume" in known:
+        known["resume"].info.is_eager, known["resume"].info.callback = True, take_run
 
     parameters = [one.parameter for one in known.values()]
     for extra, default, annotation in (

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,9 @@ from ...models import load_weights
 from ..analysis.accuracy import Accuracy
 from ..chain.data import Batches, data_file, open_data
 from ..chain.device import pick_device
+from ..chain.folder import RECIPE
 from ..chain.network import build_plain, open_network
+from ..chain.runs import run_folder
 from ..chain.targets import check_compressed_target
 from ..chain.totals import costs, ranks
 from ..conversion.attached import plan_of
@@ -25,6 +27,7 @@ from ..training.config import FinetuneConfig, OptimizerKind, RankPenalty
 from ..training.loop import finetune as train_low_rank
 from ..training.record import Step
 from .console import note
+from .recipes import written
 from .verbs import FinetuneOptions
 
 
@@ -93,6 +96,14 @@ def finetune(asked: FinetuneOptions) -> Finetuned:
         cpu=where.type == "cpu",
     )
     file, data = asked.file, asked.data
+    folder = run_folder(
+        asked.output,
+        folder=asked.run,
+        resume=asked.resume,
+        save_every=asked.save_every,
+        texts={RECIPE: written("finetune", replace(asked, resume=None))},
+        force=asked.force,
+    )
     target = check_compressed_target(asked.output, inputs=(file, asked.teacher, data_file(data)), force=asked.force)
     if file.suffix.lower() != ".safetensors":
         raise OptionError(f"{file}: is not a compressed .safetensors; make one with dprp convert first")
@@ -110,10 +121,25 @@ def finetune(asked: FinetuneOptions) -> Finetuned:
         if step.score is not None:
             steps.append(step)
 
-    tuned = train_low_rank(
-        network.model, train, config, evaluate_on=test, teacher=teacher, on_step=keep_epochs, progress=not asked.quiet
-    )
+    try:
+        tuned = train_low_rank(
+            network.model,
+            train,
+            config,
+            evaluate_on=test,
+            teacher=teacher,
+            folder=folder,
+            on_step=keep_epochs,
+            progress=not asked.quiet,
+        )
+    except KeyboardInterrupt:
+        if folder is not None:
+            note(f"the run is saved; go on with: dprp finetune --resume {folder.path}")
+        raise
     save_compressed(tuned, network.source, target, force=asked.force)
+    if folder is not None:
+        steps = [step for step in folder.history() if step.score is not None]
+        folder.finish()
     # The last epoch ends with an evaluation of what was saved.
     accuracy = Accuracy(steps[-1].score or 0.0, len(images.test(network.preprocess)))  # type: ignore[arg-type]
     return Finetuned(plan_of(network.model), plan_of(tuned), accuracy, tuple(steps), target)

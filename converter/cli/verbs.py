@@ -24,7 +24,7 @@ from .options.ranks import (
     PruningOptions,
     RuleOptions,
 )
-from .options.training import FinetuningOptions, PolishOptions, TrainingOptions
+from .options.training import FinetuningOptions, PolishOptions, RunOptions, TrainingOptions
 
 
 @command
@@ -107,6 +107,7 @@ class FinetuneOptions(
     TrainingDataOptions,
     PruningOptions,
     FinetuningOptions,
+    RunOptions,
     TrustOptions,
     MachineOptions,
     QuietOptions,

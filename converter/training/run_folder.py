@@ -3,6 +3,7 @@
     config.json     the settings, and a fingerprint of the data
     plan.json       ranks at the start
     history.jsonl   one line a step
+    recipe.yaml     on the command line, its options
     state.pt        where the run is: tensors and numbers, read with weights_only
     before.pt       the state before that, should the last one not read
 
@@ -48,15 +49,25 @@ class RunFolder:
         resume: go on from what is there.
         every: save after so many steps; None for as often as takes 2 % of the time, and after each epoch.
         force: replace what another run left there.
+        texts: what else to keep in a new one, by file name.
 
     Raises:
         TrainingError: there is something in the way, or nothing to go on from.
     """
 
-    def __init__(self, path: str | Path, *, resume: bool = False, every: int | None = None, force: bool = False):
+    def __init__(
+        self,
+        path: str | Path,
+        *,
+        resume: bool = False,
+        every: int | None = None,
+        force: bool = False,
+        texts: Mapping[str, str] | None = None,
+    ) -> None:
         self.path = Path(path)
         self._resume = resume
         self._every = every
+        self._texts = dict(texts or {})
         self._saved_at = time.monotonic()
         self._took = 0.0
         if every is not None and every < 1:
@@ -191,8 +202,8 @@ class RunFolder:
         except OSError as error:
             raise TrainingError(f"{quoted(self.path)}: cannot be written ({error.strerror})") from error
         self._write(CONFIG, json.dumps({"dprp_run": FORMAT, **about}, indent=1) + "\n")  # marks the folder as ours
-        self._write(HISTORY, "")
-        self._write(PLAN, plan + "\n")
+        for name, text in {**self._texts, PLAN: plan + "\n", HISTORY: ""}.items():
+            self._write(name, text)
 
     def _compare(self, about: Mapping[str, Any]) -> None:
         before = self._about()

@@ -72,3 +72,18 @@ class FinetuningOptions(TrainingOptions):
     cuts: Annotated[int, Option(min=1)] = 10
     accumulate: Annotated[int, Option(min=1)] = 1
     average: Annotated[float, Option(min=0.0)] = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunOptions(Options):
+    """What a run needs to survive.
+
+    Attributes:
+        run: Folder in which the run survives; by default the output's name with .run.
+        save_every: Steps between saves; 0 for none.
+        resume: Go on with the run in this folder, which was cut off, with its options.
+    """
+
+    run: Annotated[Path | None, Option(metavar="FOLDER")] = None
+    save_every: Annotated[int | None, Option(metavar="STEPS", min=0, show_default="2 % of the time")] = None
+    resume: Annotated[Path | None, Option(metavar="FOLDER")] = None

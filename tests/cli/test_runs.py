@@ -1,0 +1,83 @@
+"""Fine-tuning that is interrupted, and goes on."""
+
+from __future__ import annotations
+
+import json
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+
+from dprp.converter.chain.network import build_plain
+from dprp.converter.storage.checkpoint import load_compressed
+from dprp.converter.training.progress import FinetuneBar
+from dprp.converter.training.record import Step
+
+from .conftest import Dprp
+
+
+def interrupted_at(monkeypatch: pytest.MonkeyPatch, at: int) -> None:
+    """Ctrl-C after a step."""
+    shown = FinetuneBar.show
+
+    def show(bar: FinetuneBar, step: Step) -> None:
+        shown(bar, step)
+        if step.step == at:
+            signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(FinetuneBar, "show", show)
+
+
+def test_ctrl_c_saves_and_says_how_to_go_on(
+    dprp: Dprp, small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usual = ("--data", "digits", "--epochs", 2, "--budget", "macs=0.4", "--device", "cpu")
+    whole = dprp("finetune", small, *usual, "-o", tmp_path / "whole.safetensors", "--json").json()
+    with monkeypatch.context() as patched:
+        interrupted_at(patched, 13)
+        run = dprp("finetune", small, *usual, "-o", tmp_path / "cut.safetensors")
+    folder = tmp_path / "cut.run"
+    assert run.code == 130
+    assert run.err.endswith(f"the run is saved; go on with: dprp finetune --resume {folder}\ndprp: interrupted\n")
+    assert not (tmp_path / "cut.safetensors").exists()
+    again = dprp("finetune", small, *usual, "-o", tmp_path / "cut.safetensors")
+    assert again.code == 2
+    assert "cut.run: holds a run that has not ended; go on with --resume (resume=True), or pass --force" in again.err
+    other = dprp("finetune", "--resume", folder, "--lr", 0.5)
+    assert other.code == 2
+    assert "its learning_rate was 0.01, now it is 0.5; go on with what it was begun with" in other.err
+    told = dprp("finetune", "--resume", folder, "--json").json()
+    assert {**told, "output": ""} == {**whole, "output": ""}
+    first, second = (
+        load_compressed(tmp_path / f"{name}.safetensors", build_plain).model.state_dict() for name in ("whole", "cut")
+    )
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "config.json",
+        "history.jsonl",
+        "plan.json",
+        "recipe.yaml",
+    ]
+    lines = [json.loads(line) for line in (folder / "history.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == list(range(1, 23))
+    assert sum("cut" in line for line in lines) > 3
+    ended = dprp("finetune", "--resume", folder)
+    assert ended.code == 2
+    assert "cut.run: has no state to go on from: its run has ended" in ended.err
+
+
+def test_runs_elsewhere_or_nowhere(dprp: Dprp, small: Path, tmp_path: Path) -> None:
+    usual = ("finetune", small, "--data", "digits", "--epochs", 1, "--device", "cpu", "--quiet")
+    assert dprp(*usual, "-o", tmp_path / "a.safetensors", "--save-every", 0).code == 0
+    assert dprp(*usual, "-o", tmp_path / "b.safetensors", "--run", tmp_path / "mine").code == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.safetensors", "b.safetensors", "mine"]
+    for more, says in (
+        (("--save-every", 0, "--run", tmp_path / "x"), "names its folder; leave one of them out"),
+        (("--run", tmp_path), "is no folder of a run (config.json: "),
+        (("--resume", tmp_path), "recipe.yaml: no such file"),
+    ):
+        run = dprp(*usual, "-o", tmp_path / "c.safetensors", *more)
+        assert run.code == 2
+        assert says in run.err
+    assert not (tmp_path / "c.safetensors").exists()
