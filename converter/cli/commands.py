@@ -7,6 +7,7 @@ options. --json, --recipe and --print-recipe are everyone's.
 from __future__ import annotations
 
 import inspect
+import os
 from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -14,6 +15,7 @@ from typing import Annotated, Any, TypeVar
 import typer
 
 from ..chain.folder import RECIPE
+from ..errors import OptionError
 from .app import app
 from .console import show, working
 from .fields import option_fields
@@ -38,6 +40,8 @@ def command(options: Options) -> Options:
         if print_recipe:
             print(written(name, asked), end="", flush=True)
             return
+        if name != "finetune" and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            raise OptionError(f"dprp {name} runs in one process; only dprp finetune runs in several, from its result")
         with working():
             answer = getattr(import_module(f".{name}", __package__), name)(asked)
         show(answer, as_json=json)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
@@ -23,9 +24,15 @@ def working() -> Iterator[None]:
         yield
 
 
+def is_first() -> bool:
+    """Whether this is the only process, or the first of several that torchrun or accelerate started."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def note(message: str) -> None:
     """Tells the user what is going on, on stderr."""
-    print(message, file=sys.stderr, flush=True)
+    if is_first():
+        print(message, file=sys.stderr, flush=True)
 
 
 def silent(_message: str) -> None:
@@ -33,7 +40,9 @@ def silent(_message: str) -> None:
 
 
 def show(answer: Answer, *, as_json: bool) -> None:
-    """Prints an answer to stdout, for people or as one JSON document."""
+    """Prints an answer to stdout, for people or as one JSON document; of several processes, only the first does."""
+    if not is_first():
+        return
     if as_json:
         print(json.dumps(answer.to_dict()), flush=True)
     elif hasattr(answer, "__rich__"):

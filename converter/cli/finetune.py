@@ -26,7 +26,7 @@ from ..storage.source import Source
 from ..training.config import FinetuneConfig, OptimizerKind, RankPenalty
 from ..training.loop import finetune as train_low_rank
 from ..training.record import Step
-from .console import note
+from .console import is_first, note
 from .recipes import written
 from .verbs import FinetuneOptions
 
@@ -68,7 +68,7 @@ class Finetuned:
 
 
 def finetune(asked: FinetuneOptions) -> Finetuned:
-    """Trains a compressed checkpoint and writes another one.
+    """Trains a compressed checkpoint and writes another one; of several processes, the first does all that is seen.
 
     Raises:
         ConverterError, ModelsError: one sentence each; nothing has been written then.
@@ -96,14 +96,16 @@ def finetune(asked: FinetuneOptions) -> Finetuned:
         cpu=where.type == "cpu",
     )
     file, data = asked.file, asked.data
-    folder = run_folder(
-        asked.output,
-        folder=asked.run,
-        resume=asked.resume,
-        save_every=asked.save_every,
-        texts={RECIPE: written("finetune", replace(asked, resume=None))},
-        force=asked.force,
-    )
+    folder = None
+    if is_first():
+        folder = run_folder(
+            asked.output,
+            folder=asked.run,
+            resume=asked.resume,
+            save_every=asked.save_every,
+            texts={RECIPE: written("finetune", replace(asked, resume=None))},
+            force=asked.force,
+        )
     target = check_compressed_target(asked.output, inputs=(file, asked.teacher, data_file(data)), force=asked.force)
     if file.suffix.lower() != ".safetensors":
         raise OptionError(f"{file}: is not a compressed .safetensors; make one with dprp convert first")
@@ -136,7 +138,8 @@ def finetune(asked: FinetuneOptions) -> Finetuned:
         if folder is not None:
             note(f"the run is saved; go on with: dprp finetune --resume {folder.path}")
         raise
-    save_compressed(tuned, network.source, target, force=asked.force)
+    if is_first():
+        save_compressed(tuned, network.source, target, force=asked.force)
     if folder is not None:
         steps = [step for step in folder.history() if step.score is not None]
         folder.finish()

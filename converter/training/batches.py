@@ -19,6 +19,7 @@ from torch import Tensor
 from ..analysis.running import finite, tensors_in
 from ..errors import ConverterWarning
 from .random_numbers import random_numbers
+from .together import Together
 
 Batch = tuple[Any, Any]
 
@@ -36,7 +37,7 @@ class Draws:
         seed: of their randomness.
         layout: of images in memory.
         normalised: whether the network has BatchNorms.
-        process: number of this one, where there are several; each augments in its own way.
+        together: the other processes: each augments in its own way, and what one cannot use, nobody uses.
     """
 
     def __init__(
@@ -47,14 +48,14 @@ class Draws:
         seed: int,
         layout: torch.memory_format,
         normalised: bool,
-        process: int = 0,
+        together: Together,
     ) -> None:
         self._loader = loader
         self._device = device
         self._seed = seed
         self._layout = layout
         self._normalised = normalised
-        self._process = process
+        self._together = together
         self._generators = _generators(loader)
         self._starts = [generator.get_state() for generator in self._generators]
 
@@ -90,33 +91,39 @@ class Draws:
 
     def _usable(self, epoch: int) -> Iterator[Batch]:
         largest = 0
-        for inputs, targets in self._drawn(epoch):
-            inputs, targets = send_to_device(inputs, self._device), send_to_device(targets, self._device)
-            images = len(inputs) if isinstance(inputs, (Tensor, list, tuple)) else 0
-            if self._normalised and isinstance(inputs, Tensor) and images == 1 and largest > 1:
-                continue
-            if not all(finite(tensor) for tensor in tensors_in(inputs) if tensor.is_floating_point()):
-                warnings.warn(
-                    "a batch with values that are not finite was left out; check the data",
-                    ConverterWarning,
-                    stacklevel=2,
-                )
-                continue
-            if isinstance(inputs, Tensor) and inputs.dim() == 4:
-                inputs = inputs.contiguous(memory_format=self._layout)
-            largest = max(largest, images)
-            yield inputs, targets
+        for batch in self._drawn(epoch):
+            sound = True
+            if batch is not None:
+                inputs, targets = (send_to_device(part, self._device) for part in batch)
+                images = len(inputs) if isinstance(inputs, (Tensor, list, tuple)) else 0
+                alone = self._normalised and isinstance(inputs, Tensor) and images == 1 and largest > 1
+                sound = not alone and self._finite(inputs)
+            there, sound = self._together.every(batch is not None, sound)
+            if not there:
+                return
+            if sound:
+                if isinstance(inputs, Tensor) and inputs.dim() == 4:
+                    inputs = inputs.contiguous(memory_format=self._layout)
+                largest = max(largest, images)
+                yield inputs, targets
 
-    def _drawn(self, epoch: int) -> Iterator[Batch]:
+    @staticmethod
+    def _finite(inputs: Any) -> bool:
+        found = all(finite(tensor) for tensor in tensors_in(inputs) if tensor.is_floating_point())
+        if not found:
+            warnings.warn(
+                "a batch with values that are not finite was left out; check the data", ConverterWarning, stacklevel=2
+            )
+        return found
+
+    def _drawn(self, epoch: int) -> Iterator[Batch | None]:
+        """Batches, and None when there are no more."""
         batches: Iterator[Batch] | None = None
         for drawn in itertools.count():
             # The first draw may also shuffle, which all processes do alike.
-            with random_numbers(self._seed, epoch, drawn, self._process if drawn else 0):
+            with random_numbers(self._seed, epoch, drawn, self._together.number if drawn else 0):
                 batches = iter(self._loader) if batches is None else batches
-                try:
-                    batch = next(batches)
-                except StopIteration:
-                    return
+                batch = next(batches, None)
             yield batch
 
 

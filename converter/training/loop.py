@@ -30,7 +30,7 @@ from .cuts import Cuts, told
 from .interrupts import Interrupts, interrupts
 from .keeping import InMemory, Keeper
 from .metric import TOP1, Metric
-from .objective import Loss, Losses, Objective
+from .objective import Loss, Losses, Objective, mean_of
 from .optimizers import optimizer_for, rate_at, set_rate
 from .processes import own_accelerator
 from .progress import FinetuneBar
@@ -39,6 +39,7 @@ from .random_numbers import put_random_state, random_state
 from .record import Cut, Step
 from .run_folder import FORMAT, RunFolder
 from .state import network_state, put_network_state
+from .together import Together
 
 _PATIENCE = 3
 """Steps in a row that may not be finite."""
@@ -90,14 +91,15 @@ def finetune(
     config = config or FinetuneConfig()
     with ExitStack() as stack:
         accelerator = stack.enter_context(own_accelerator(config))
-        run = _Run(model, train, config, accelerator, teacher, moments, loss, folder)
-        if folder is not None:
-            about = {**config.told(), "data": fingerprint(train)}
+        together = Together(accelerator)
+        run = _Run(model, train, config, accelerator, together, teacher, moments, loss, folder)
+        if folder is not None and together.first:
+            about = {**config.told(), "processes": together.count, "data": fingerprint(train)}
             stack.enter_context(folder.opened(about, plan_of(model).to_json()))
-        stop = stack.enter_context(interrupts(wait=folder is not None))
+        stop = stack.enter_context(interrupts(wait=together.sent(folder is not None)))
         shown = FinetuneBar(config.epochs, metric.name, enabled=progress and accelerator.is_main_process)
         bar = stack.enter_context(shown)
-        run.begin(resume=folder is not None and folder.resumes)
+        run.begin(resume=together.sent(folder is not None and folder.resumes))
         for step in run.steps(evaluate_on, metric, stop):
             bar.show(step)
             if on_step is not None:
@@ -114,6 +116,7 @@ class _Run:
         train: Batches,
         config: FinetuneConfig,
         accelerator: Accelerator,
+        together: Together,
         teacher: nn.Module | None,
         moments: Moments | None,
         loss: Loss | None,
@@ -132,15 +135,18 @@ class _Run:
         if config.budget is not None:
             pruner.check(config.budget)
         self._plain = plain
-        self._optimizer, loader = accelerator.prepare(plain, train)  # the network itself is never wrapped
+        self._together = together
+        self._optimizer = accelerator.prepare(plain)  # the network itself is never wrapped
+        loader = together.share(train, even=True)
         self._draws = Draws(
             loader,
             device,
             seed=config.seed,
             layout=torch.channels_last if config.channels_last else torch.contiguous_format,
             normalised=any(_is_norm(module) for module in self._student.modules()),
+            together=together,
         )
-        self._total = config.epochs * -(-len(train) // config.accumulate)
+        self._total = config.epochs * -(-len(loader) // config.accumulate)
         self._cuts = Cuts(pruner, plan, config, self._total)
         self._average = Average(self._student, config.average)
         if teacher is not None and (config.distill > 0 or config.matching > 0):
@@ -158,10 +164,13 @@ class _Run:
 
     def begin(self, *, resume: bool) -> None:
         """Starts from the beginning, or from what was kept."""
+        together = self._together
         if resume:
-            self._restore(self._keeper.load())
-        else:
-            self._save()
+            self._restore(together.sent(self._keeper.load() if together.first else None))
+            return
+        if together.count > 1:
+            put_network_state(self._student, self._plain, together.sent(network_state(self._student, self._plain)))
+        self._save()
 
     def steps(self, evaluate_on: Batches | None, metric: Metric, stop: Interrupts) -> Iterator[Step]:
         """Makes all steps of all epochs.
@@ -190,14 +199,17 @@ class _Run:
                 score = None
                 if last and evaluate_on is not None:
                     with self._average.applied(), evaluating(self._student), torch.no_grad():
-                        score = metric.score(self._student, evaluate_on)
+                        self._together.same_buffers(self._student)
+                        score = self._together.score(self._student, evaluate_on, metric)
                 step = self._told(epoch, losses, rate, score, cut, skipped=not moved)
-                self._keeper.tell(step)
+                if self._together.first:
+                    self._keeper.tell(step)
                 yield step
                 due = self._keeper.due(self._step - self._saved, epoch_over=last) or self._over
-                if due or stop.asked:
+                later, carry_on = self._together.every(not due or not self._together.first, not stop.asked)
+                if not later or not carry_on:
                     self._save()
-                if stop.asked:
+                if not carry_on:
                     raise KeyboardInterrupt
             else:
                 if self._epoch == epoch:  # it gave no batch
@@ -209,9 +221,10 @@ class _Run:
         if self._step == 0:
             raise TrainingError("the training data gave no batch of two images or more; give it more images")
         if not self._cuts.over:  # the last epochs gave no batch
-            self._cuts.cut(self._step, all_of_them=True)
+            self._cut_now(all_of_them=True)
             self._average.restart()
         self._average.settle()
+        self._together.same_buffers(self._student)
         if config.prunes:
             relabel(self._student, f"threshold={config.threshold:g}" if config.budget is None else str(config.budget))
         return self._student.cpu().eval()
@@ -225,17 +238,20 @@ class _Run:
         config, accelerator = self._config, self._accelerator
         set_rate(self._plain, rate)
         _in_training(self._student, norms=config.train_norms)
+        several: list[Losses] = []
         sound = torch.ones((), dtype=torch.bool, device=accelerator.device)
         for inputs, targets in group:
             with accelerator.autocast():
                 task, inside = self._objective_for(inputs).data_loss(inputs, targets)
             losses = self._objective_for(inputs).penalised(task, inside, self._cuts)
+            several.append(losses)
             sound = sound & losses.whole.isfinite()
             accelerator.backward(losses.whole / len(group))
+        self._together.average_gradients(self._student.parameters())
         norm = accelerator.clip_grad_norm_(self._student.parameters(), config.clip or math.inf)
         if accelerator.scaler is None:
             sound = sound & norm.isfinite()
-        moved = bool(sound)
+        moved = self._together.every(bool(sound))[0]
         if moved or accelerator.scaler is not None:  # which leaves such a step out itself, and must be told of it
             self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
@@ -243,13 +259,14 @@ class _Run:
             self._bad = 0
             self._cuts.after_step(self._step, rate)
             self._average.update()
-        return losses, moved
+        return mean_of(several), moved
 
     def _is_lost(self) -> bool:
         """After a step that was left out: whether leaving out more of them would not help."""
         self._bad += 1
         tensors = self._student.state_dict().values()
-        return self._bad >= _PATIENCE or not all(finite(value) for value in tensors if value.is_floating_point())
+        sound = all(finite(value) for value in tensors if value.is_floating_point())
+        return self._bad >= _PATIENCE or not self._together.every(sound)[0]
 
     def _go_back(self, losses: Losses) -> None:
         """To the last state, and on at half the rate.
@@ -263,7 +280,7 @@ class _Run:
                 f"the loss is {losses.whole.item()} at step {at}; lower the learning rate "
                 f"(now {self._config.learning_rate:g}) or check the data"
             )
-        self._restore(self._keeper.load())
+        self._restore(self._together.sent(self._keeper.load() if self._together.first else None))
         self._halvings = halvings
         _warn(
             f"the loss was {losses.whole.item()} at step {at}; going back to step {self._step}, and on from there at "
@@ -275,11 +292,30 @@ class _Run:
         if not self._cuts.due(self._step) and not (self._over and not self._cuts.over):
             return None
         before = self._asked(batch)
-        cut = told(self._cuts.cut(self._step, all_of_them=self._over), before, self._asked(batch))
+        cut = told(self._cut_now(all_of_them=self._over), before, self._asked(batch))
         if cut.after:
             self._average.restart()
             self._count()
         return cut
+
+    def _cut_now(self, *, all_of_them: bool) -> Cut:
+        """The first process decides and decomposes; the others take what it has come to."""
+        together = self._together
+        made: dict[str, Any] | None = None
+        if together.first:
+            cut = self._cuts.cut(self._step, all_of_them=all_of_them)
+            made = {
+                "cut": (cut.before, cut.after),
+                "network": network_state(self._student, self._plain),
+                "cuts": self._cuts.state(),
+            }
+        made = together.sent(made)
+        assert made is not None
+        if not together.first:
+            put_network_state(self._student, self._plain, made["network"])
+            self._cuts.restore(made["cuts"])
+        together.check({name: layer.rank for name, layer in self._layers.items()})
+        return Cut(*made["cut"])
 
     def _count(self) -> None:
         now = plan_of(self._student)
@@ -287,7 +323,10 @@ class _Run:
 
     def _save(self) -> None:
         """Keeps all that going on from here depends on."""
-        scaler = self._accelerator.scaler
+        scaler, everybody = self._accelerator.scaler, self._together.gathered(random_state())
+        self._saved = self._step
+        if not self._together.first:
+            return
         self._keeper.save(
             {
                 "format": FORMAT,
@@ -302,10 +341,9 @@ class _Run:
                 "cuts": self._cuts.state(),
                 "sizes": self._sizes,
                 "draws": self._draws.state(over=self._made == 0 and self._step > 0),
-                "random": random_state(),
+                "random": everybody,
             }
         )
-        self._saved = self._step
 
     def _restore(self, state: dict[str, Any]) -> None:
         """Goes on from such a state; the shapes come first, the random numbers last."""
@@ -318,15 +356,16 @@ class _Run:
         self._sizes = state["sizes"]
         self._average.restore(state["average"])
         self._draws.restore(state["draws"])
-        self._keeper.rewind(self._step)
+        if self._together.first:
+            self._keeper.rewind(self._step)
         self._count()
-        put_random_state(state["random"])
+        put_random_state(state["random"][self._together.number])
 
     def _told(
         self, epoch: int, losses: Losses, rate: float, score: float | None, cut: Cut | None, *, skipped: bool
     ) -> Step:
         parts = (losses.whole, losses.task, losses.matching, losses.orthogonality, losses.rank)
-        whole, task, matching, orthogonality, rank = torch.stack([part.detach().float() for part in parts]).tolist()
+        whole, task, matching, orthogonality, rank = self._together.mean(torch.stack(parts)).tolist()
         return Step(
             step=self._step,
             steps=self._total,
@@ -350,7 +389,7 @@ class _Run:
             self._objective = Objective(
                 self._student, self._teacher, self._config, self._task_loss, self._layers, images, self._sizes
             )
-            self._sizes = self._objective.sizes
+            self._sizes = self._objective.sizes = self._together.sent(self._objective.sizes)
             _in_training(self._student, norms=self._config.train_norms)
         return self._objective
 

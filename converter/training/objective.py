@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
@@ -29,6 +29,12 @@ class Losses:
     matching: Tensor
     orthogonality: Tensor
     rank: Tensor
+
+
+def mean_of(several: Sequence[Losses]) -> Losses:
+    """The means over batches, without gradients."""
+    parts = ([getattr(one, field.name).detach().float() for one in several] for field in fields(Losses))
+    return Losses(*(torch.stack(part).mean() for part in parts))
 
 
 class Objective:
@@ -67,6 +73,11 @@ class Objective:
     def sizes(self) -> Sizes | None:
         """Variances at the places where both networks are compared; None where they are not."""
         return None if self._pair is None else self._pair.sizes
+
+    @sizes.setter
+    def sizes(self, sizes: Sizes | None) -> None:
+        if self._pair is not None and sizes is not None:
+            self._pair.sizes = sizes
 
     def data_loss(self, inputs: Any, targets: Any) -> tuple[Tensor, Tensor]:
         """The task's loss, with the teacher's answers in it, and the distance from the teacher inside."""

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState, PartialState
+from torch import distributed as dist
 
 from ..errors import ConverterWarning, TrainingError
 from .config import FinetuneConfig
@@ -27,14 +28,17 @@ def own_accelerator(config: FinetuneConfig) -> Iterator[Accelerator]:
         TrainingError: a precision that the device does not have.
     """
     kinds: tuple[Any, ...] = (AcceleratorState, PartialState, GradientState)
+    joined = dist.is_available() and dist.is_initialized()
     before = [dict(kind._shared_state) for kind in kinds]
     try:
         for kind in kinds:
             kind._shared_state.clear()
-        with random_numbers(config.seed):
-            precision = _precision(config)
-            yield Accelerator(cpu=config.cpu, mixed_precision=precision)
+        accelerator = Accelerator(cpu=config.cpu, mixed_precision=_precision(config))
+        with random_numbers(config.seed, accelerator.process_index):
+            yield accelerator
     finally:
+        if not joined and dist.is_available() and dist.is_initialized():
+            dist.destroy_process_group()
         for kind, state in zip(kinds, before, strict=True):
             kind._shared_state.clear()
             kind._shared_state.update(state)

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -81,3 +84,34 @@ def test_runs_elsewhere_or_nowhere(dprp: Dprp, small: Path, tmp_path: Path) -> N
         assert run.code == 2
         assert says in run.err
     assert not (tmp_path / "c.safetensors").exists()
+
+
+def test_several_processes_are_one_command(small: Path, tmp_path: Path) -> None:
+    def started(*arguments: object) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [
+                *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"),
+                *("-m", "dprp.cli", *map(str, arguments)),
+            ],
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=300,
+            cwd=tmp_path,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )
+
+    run = started(
+        "finetune",
+        small,
+        *("--data", "digits", "--epochs", 1, "--budget", "macs=0.4", "--device", "cpu"),
+        *("-o", "two.safetensors", "--batch-size", 64, "--json"),
+    )
+    assert run.returncode == 0, run.stderr[-3000:]
+    told = json.loads(run.stdout)
+    assert told["macs"]["part"] <= 0.4
+    assert told["images"] == 500
+    assert run.stderr.count("fine-tuning ") == 1
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["two.run", "two.safetensors"]
+    lines = (tmp_path / "two.run" / "history.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == list(range(1, 12))  # 1,297 images in two times 64

@@ -7,11 +7,13 @@ import random
 import numpy as np
 import pytest
 import torch
+from accelerate import Accelerator
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from dprp.converter.training.batches import Draws
 from dprp.converter.training.random_numbers import random_numbers, random_state
+from dprp.converter.training.together import Together
 
 
 class Noisy(Dataset[tuple[Tensor, int]]):
@@ -28,7 +30,14 @@ class Noisy(Dataset[tuple[Tensor, int]]):
 def draws(workers: int = 0, generator: bool = True) -> Draws:
     made = torch.Generator().manual_seed(1) if generator else None
     loader = DataLoader(Noisy(), 4, shuffle=True, generator=made, num_workers=workers)
-    return Draws(loader, torch.device("cpu"), seed=0, layout=torch.contiguous_format, normalised=False)
+    return Draws(
+        loader,
+        torch.device("cpu"),
+        seed=0,
+        layout=torch.contiguous_format,
+        normalised=False,
+        together=Together(Accelerator(cpu=True)),
+    )
 
 
 @pytest.mark.parametrize("generator", [True, False])
