@@ -16,6 +16,7 @@ def run_folder(
     resume: Path | None,
     save_every: int | None,
     texts: Mapping[str, str],
+    log: str | None,
     force: bool,
 ) -> RunFolder | None:
     """The folder of a run: a new one, one to go on from, or none.
@@ -26,6 +27,7 @@ def run_folder(
         resume: one to go on from; None to begin.
         save_every: steps between saves; 0 for no folder, None for as often as suits.
         texts: what else to keep in it, by file name.
+        log: a tracker that is told of every step; None for none.
         force: replace what another run left there.
 
     Raises:
@@ -35,9 +37,11 @@ def run_folder(
     if resume is not None:
         if folder is not None and folder.resolve() != resume.resolve():
             raise OptionError(f"--resume {resume} and --run {folder} are two folders; leave --run out")
-        return RunFolder(resume, resume=True, every=save_every or None)
+        return RunFolder(resume, resume=True, every=save_every or None, log=log)
     if save_every == 0:
         if folder is not None:
             raise OptionError(f"--save-every 0 keeps no run, --run {folder} names its folder; leave one of them out")
+        if log is not None:
+            raise OptionError(f"--log {log} writes to the run's folder, --save-every 0 keeps none; leave it out")
         return None
-    return RunFolder(folder or output.with_suffix(".run"), every=save_every, force=force, texts=texts)
+    return RunFolder(folder or output.with_suffix(".run"), every=save_every, force=force, texts=texts, log=log)

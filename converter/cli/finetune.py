@@ -104,6 +104,7 @@ def finetune(asked: FinetuneOptions) -> Finetuned:
             resume=asked.resume,
             save_every=asked.save_every,
             texts={RECIPE: written("finetune", replace(asked, resume=None))},
+            log=asked.log,
             force=asked.force,
         )
     target = check_compressed_target(asked.output, inputs=(file, asked.teacher, data_file(data)), force=asked.force)

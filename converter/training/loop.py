@@ -37,9 +37,10 @@ from .progress import FinetuneBar
 from .pruner import RankPruner
 from .random_numbers import put_random_state, random_state
 from .record import Cut, Step
-from .run_folder import FORMAT, RunFolder
+from .run_folder import FORMAT, TRACKED, RunFolder
 from .state import network_state, put_network_state
 from .together import Together
+from .trackers import track, tracked
 
 _PATIENCE = 3
 """Steps in a row that may not be finite."""
@@ -90,12 +91,14 @@ def finetune(
     """
     config = config or FinetuneConfig()
     with ExitStack() as stack:
-        accelerator = stack.enter_context(own_accelerator(config))
+        log, logs = (None, None) if folder is None else (folder.log, folder.path / TRACKED)
+        accelerator = stack.enter_context(own_accelerator(config, log=log, logs=logs))
         together = Together(accelerator)
         run = _Run(model, train, config, accelerator, together, teacher, moments, loss, folder)
         if folder is not None and together.first:
             about = {**config.told(), "processes": together.count, "data": fingerprint(train)}
             stack.enter_context(folder.opened(about, plan_of(model).to_json()))
+        stack.enter_context(tracked(accelerator, config.told()))
         stop = stack.enter_context(interrupts(wait=together.sent(folder is not None)))
         shown = FinetuneBar(config.epochs, metric.name, enabled=progress and accelerator.is_main_process)
         bar = stack.enter_context(shown)
@@ -204,6 +207,7 @@ class _Run:
                 step = self._told(epoch, losses, rate, score, cut, skipped=not moved)
                 if self._together.first:
                     self._keeper.tell(step)
+                    track(self._accelerator, step)
                 yield step
                 due = self._keeper.due(self._step - self._saved, epoch_over=last) or self._over
                 later, carry_on = self._together.every(not due or not self._together.first, not stop.asked)

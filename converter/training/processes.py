@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,11 +19,18 @@ from .random_numbers import random_numbers
 
 
 @contextmanager
-def own_accelerator(config: FinetuneConfig) -> Iterator[Accelerator]:
+def own_accelerator(
+    config: FinetuneConfig, *, log: str | None = None, logs: Path | None = None
+) -> Iterator[Accelerator]:
     """An Accelerator for one run.
 
     Accelerate keeps one state for the whole process, precision and device included, and refuses another: a user's own
     is set aside, and so are all random numbers.
+
+    Args:
+        config: of the run.
+        log: a tracker of Accelerate's.
+        logs: where it may write.
 
     Raises:
         TrainingError: a precision that the device does not have.
@@ -33,7 +41,12 @@ def own_accelerator(config: FinetuneConfig) -> Iterator[Accelerator]:
     try:
         for kind in kinds:
             kind._shared_state.clear()
-        accelerator = Accelerator(cpu=config.cpu, mixed_precision=_precision(config))
+        accelerator = Accelerator(
+            cpu=config.cpu,
+            mixed_precision=_precision(config),
+            log_with=log,
+            project_dir=None if logs is None else str(logs),
+        )
         with random_numbers(config.seed, accelerator.process_index):
             yield accelerator
     finally:

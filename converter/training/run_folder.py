@@ -4,6 +4,8 @@
     plan.json       ranks at the start
     history.jsonl   one line a step
     recipe.yaml     on the command line, its options
+    ranks.png       at its end: how the ranks fell, and the metric against the MACs
+    tracked/        with log="tensorboard", what TensorBoard reads
     state.pt        where the run is: tensors and numbers, read with weights_only
     before.pt       the state before that, should the last one not read
 
@@ -26,13 +28,18 @@ import torch
 from ...files import quoted, written_whole
 from ...files.leftovers import held, in_use, synced
 from ..errors import ConverterWarning, TrainingError
+from ..planning.plan import Plan
+from .picture import draw, save
 from .record import Step
+from .trackers import check_tracker
 
 CONFIG = "config.json"
 PLAN = "plan.json"
 HISTORY = "history.jsonl"
 STATE = "state.pt"
 BEFORE = "before.pt"
+PICTURE = "ranks.png"
+TRACKED = "tracked"
 FORMAT = "1"
 _LARGEST_CONFIG = 2**20
 
@@ -50,9 +57,10 @@ class RunFolder:
         every: save after so many steps; None for as often as takes 2 % of the time, and after each epoch.
         force: replace what another run left there.
         texts: what else to keep in a new one, by file name.
+        log: a tracker of Accelerate's that is told of every step as well, `tensorboard` or `wandb`.
 
     Raises:
-        TrainingError: there is something in the way, or nothing to go on from.
+        TrainingError: the tracker is not installed, there is something in the way, or nothing to go on from.
     """
 
     def __init__(
@@ -63,11 +71,14 @@ class RunFolder:
         every: int | None = None,
         force: bool = False,
         texts: Mapping[str, str] | None = None,
+        log: str | None = None,
     ) -> None:
         self.path = Path(path)
         self._resume = resume
         self._every = every
         self._texts = dict(texts or {})
+        self.log = log
+        check_tracker(log)
         self._saved_at = time.monotonic()
         self._took = 0.0
         if every is not None and every < 1:
@@ -189,10 +200,23 @@ class RunFolder:
         kept = [json.dumps(one.to_dict()) + "\n" for one in self.history() if one.step <= step]
         self._write(HISTORY, "".join(kept))
 
-    def finish(self) -> None:
-        """The result is safe elsewhere: drops the states, and leaves the record."""
+    def finish(self, metric: str = "top-1 in %") -> None:
+        """The result is safe elsewhere: drops the states, and leaves the record with a picture of it.
+
+        Args:
+            metric: its name in the picture.
+        """
         for name in (STATE, BEFORE):
             (self.path / name).unlink(missing_ok=True)
+        steps = self.history()
+        if not steps:
+            return
+        with written_whole(self.path / PICTURE, force=True, error=TrainingError) as file:
+            save(draw(steps, self._ranks(), metric), file)
+
+    def _ranks(self) -> dict[str, int]:
+        plan = Plan.from_json((self.path / PLAN).read_text(encoding="utf-8"))
+        return {name: layer.rank or 0 for name, layer in plan.factored.items()}
 
     def _begin(self, about: Mapping[str, Any], plan: str) -> None:
         try:

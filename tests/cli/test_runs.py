@@ -60,6 +60,7 @@ def test_ctrl_c_saves_and_says_how_to_go_on(
         "config.json",
         "history.jsonl",
         "plan.json",
+        "ranks.png",
         "recipe.yaml",
     ]
     lines = [json.loads(line) for line in (folder / "history.jsonl").read_text().splitlines()]

@@ -12,6 +12,7 @@ from .base import Options
 
 PenaltyName = Literal["none", "hoyer", "nuclear", "tail", "proximal", "fade"]
 PrecisionName = Literal["no", "bf16", "fp16"]
+TrackerName = Literal["tensorboard", "wandb"]
 OptimizerName = Literal["sgd", "adamw", "adam"]
 
 
@@ -82,8 +83,10 @@ class RunOptions(Options):
         run: Folder in which the run survives; by default the output's name with .run.
         save_every: Steps between saves; 0 for none.
         resume: Go on with the run in this folder, which was cut off, with its options.
+        log: Tell a tracker of every step, too.
     """
 
     run: Annotated[Path | None, Option(metavar="FOLDER")] = None
     save_every: Annotated[int | None, Option(metavar="STEPS", min=0, show_default="2 % of the time")] = None
     resume: Annotated[Path | None, Option(metavar="FOLDER")] = None
+    log: TrackerName | None = None

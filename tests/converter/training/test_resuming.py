@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
@@ -33,8 +34,11 @@ from dprp.converter import (
     plan_ranks,
     survey,
 )
+from dprp.converter.conversion.attached import low_rank_layers
 from dprp.converter.lowrank.forms import Form
+from dprp.converter.training.picture import draw, trajectories
 from dprp.converter.training.run_folder import BEFORE, HISTORY, STATE
+from dprp.converter.training.trackers import TRACKERS
 
 
 class Noisy(Dataset[tuple[Tensor, int]]):
@@ -148,7 +152,7 @@ def test_a_state_that_does_not_read_is_not_the_last(residual: nn.Module, tmp_pat
     assert same(resumed, whole)
     assert [step.step for step in folder.history()] == list(range(1, 21))
     folder.finish()
-    assert {file.name for file in path.iterdir()} == {"config.json", "plan.json", HISTORY}
+    assert {file.name for file in path.iterdir()} == {"config.json", "plan.json", HISTORY, "ranks.png"}
     with pytest.raises(TrainingError, match="run: has no state to go on from: its run has ended"):
         RunFolder(path, resume=True)
 
@@ -258,3 +262,33 @@ def test_folders_that_do_not_fit(residual: nn.Module, tmp_path: Path) -> None:
     finetune(start, data(), settings(epochs=1), folder=RunFolder(path, force=True), progress=False)
     assert (path / "mine.txt").read_text() == "keep"
     assert json.loads((path / "config.json").read_text())["epochs"] == 1
+
+
+def test_the_record_tells_all(residual: nn.Module, tmp_path: Path) -> None:
+    start, folder = network(residual), RunFolder(tmp_path / "run", log="tensorboard")
+    new = finetune(start, data(), settings(), evaluate_on=data(), folder=folder, progress=False)
+    steps, ranks = folder.history(), {name: layer.rank for name, layer in low_rank_layers(start).items()}
+    lines = trajectories(steps, ranks)
+    assert {name: line[0][1] for name, line in lines.items()} == ranks
+    assert {name: line[-1][1] for name, line in lines.items()} == {
+        name: layer.rank for name, layer in low_rank_layers(new).items()
+    }
+    assert all(step.cut.jump is not None for step in steps if step.cut is not None)
+    figure = draw(steps, ranks, "top-1")
+    changed = sum(len(line) > 1 for line in lines.values())
+    assert [len(part.lines) for part in figure.axes] == [changed, 1]
+    assert list(figure.axes[1].lines[0].get_ydata()) == [step.score for step in steps if step.score is not None]
+    folder.finish()
+    assert (folder.path / "ranks.png").read_bytes()[:4] == b"\x89PNG"
+    events = EventAccumulator(str(folder.path / "tracked" / "dprp")).Reload()
+    assert [event.value for event in events.Scalars("loss")] == pytest.approx([step.loss for step in steps])
+    assert [event.step for event in events.Scalars("score")] == [5, 10, 15, 20]
+    assert sum(tag.startswith("rank/") for tag in events.Tags()["scalars"]) == changed
+
+
+def test_a_tracker_that_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(TrainingError, match="log 'paper' is not one of tensorboard, wandb"):
+        RunFolder(tmp_path / "run", log="paper")
+    monkeypatch.setitem(TRACKERS, "wandb", lambda: False)
+    with pytest.raises(TrainingError, match="log wandb needs the package wandb, which is not installed; pip install"):
+        RunFolder(tmp_path / "run", log="wandb")
