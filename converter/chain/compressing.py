@@ -17,6 +17,7 @@ from ..planning.policies import MacBudget, ParamBudget, Policy
 from ..training.config import FinetuneConfig
 from ..training.factor_moments import input_moments
 from ..training.loop import finetune
+from ..training.run_folder import RunFolder
 from .conversion import Conversion, ConversionConfig, factorise
 from .data import Loader
 from .network import Network
@@ -87,7 +88,13 @@ class Compression:
 
 
 def plan_and_convert(
-    network: Network, target: Policy, config: CompressConfig, *, calibrate_on: Loader | None, progress: bool
+    network: Network,
+    target: Policy,
+    config: CompressConfig,
+    *,
+    calibrate_on: Loader | None,
+    folder: RunFolder | None = None,
+    progress: bool,
 ) -> Conversion:
     """The first half: all that needs no labels.
 
@@ -96,6 +103,7 @@ def plan_and_convert(
         target: a budget, or another rule for ranks.
         config: how.
         calibrate_on: images to plan and to fit the factors on; None fits them to the weights alone.
+        folder: of training; of a run that goes on, the plan is that of its start.
         progress: show bars.
 
     Raises:
@@ -104,6 +112,9 @@ def plan_and_convert(
     trained = config.epochs > 0
     if trained and config.polish is None:
         config = replace(config, polish=0)
+    if trained and folder is not None and folder.resumes:
+        config = replace(config, forms=(), keep=())  # which are in the plan
+        return factorise(network, folder.plan(), config, calibrate_on=calibrate_on, judged=False, progress=progress)
     spare = config.headroom if trained and _to_prune(target, config) is not None else 1.0
     # What goes on to be trained is judged afterwards.
     return factorise(
@@ -120,6 +131,7 @@ def train_and_judge(
     train: Iterable[Any] | None,
     test: Iterable[Any] | None,
     judges: Callable[[], Tensor] | None,
+    folder: RunFolder | None = None,
     progress: bool,
 ) -> Compression:
     """The second half, after `plan_and_convert` with the same network, target and settings.
@@ -131,6 +143,7 @@ def train_and_judge(
         train: batches of images and labels, where there are epochs.
         test: batches to score on after each epoch; None for no scores.
         judges: gives images that training has not seen, to compare answers on.
+        folder: in which training survives an interruption; None for none.
         progress: show bars.
 
     Raises:
@@ -145,6 +158,7 @@ def train_and_judge(
             config.finetuning(_to_prune(target, config)),
             evaluate_on=test,
             teacher=network.model,
+            folder=folder,
             moments=None if made.calibration is None else input_moments(model, made.calibration.images),
             progress=progress,
         )

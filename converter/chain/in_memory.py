@@ -24,6 +24,7 @@ from ..planning.planner import DEFAULT_RANK_MULTIPLE
 from ..planning.policies import Policy, parse_budget
 from ..storage.checkpoint import load_compressed, save_compressed
 from ..storage.source import Source
+from ..training.run_folder import RunFolder
 from .compressing import JUDGES, CompressConfig, plan_and_convert, train_and_judge
 from .conversion import CALIBRATION_IMAGES, forms_from, sensitivity_from
 from .data import Loader, held_out
@@ -149,6 +150,7 @@ def compress(
     distill: float = CompressConfig.distill,
     matching: float = CompressConfig.matching,
     mixed_precision: str = "no",
+    folder: RunFolder | None = None,
     seed: int = 0,
     device: str = "auto",
     progress: bool = False,
@@ -167,6 +169,7 @@ def compress(
         calibration_images: how many of these at most; some more judge.
         forms, keep, rank_multiple, sensitivity, polish, learning_rate, distill, matching, mixed_precision, seed: as
             for the command `dprp compress`.
+        folder: in which training survives an interruption: a new one, or one to go on from.
         device: auto, cpu or cuda.
         progress: show bars.
 
@@ -199,10 +202,12 @@ def compress(
         raise OptionError("there are no images; give images=, (N, C, H, W) and without labels, or train")
     sample = _gathered(given, calibration_images + held_out(calibration_images))
     network = Network(copied(model).cpu().eval(), _source(sample), compressed=False)
-    converted = plan_and_convert(network, target, config, calibrate_on=_batches(sample), progress=progress)
+    converted = plan_and_convert(
+        network, target, config, calibrate_on=_batches(sample), folder=folder, progress=progress
+    )
     judges = None if test is None else lambda: _gathered(test, JUDGES)
     made = train_and_judge(
-        converted, network, target, config, train=train, test=test, judges=judges, progress=progress
+        converted, network, target, config, train=train, test=test, judges=judges, folder=folder, progress=progress
     )
     before, after = (_score(one, test, config) for one in (network.model, made.model))
     found = Outcome(made.plan.budget, epochs, made.plan, before, after, made.verdict)

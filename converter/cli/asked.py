@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 from ..chain.compressing import CompressConfig
 from ..chain.conversion import ConversionConfig, forms_from, read_plan, sensitivity_from
 from ..chain.device import pick_device
+from ..chain.folder import RECIPE
 from ..chain.network import Network, open_network
+from ..chain.runs import run_folder
 from ..errors import OptionError
 from ..planning.plan import Plan
 from ..planning.policies import Energy, FixedRank, Policy, RankRatio, parse_budget
+from ..training.run_folder import RunFolder
+from .console import note
 from .options.network import NetworkOptions
-from .verbs import CompressOptions, ConvertOptions, PlanOptions
+from .recipes import written
+from .verbs import CompressOptions, ConvertOptions, FinetuneOptions, PlanOptions
 
 
 def asked_network(asked: NetworkOptions, *, seed: int, trust: str | None = None, dense: bool = False) -> Network:
@@ -100,3 +108,31 @@ def asked_ranks(asked: ConvertOptions | PlanOptions) -> Policy | Plan:
         return FixedRank(asked.rank)
     assert asked.energy is not None
     return Energy(asked.energy)
+
+
+def asked_run(verb: str, asked: CompressOptions | FinetuneOptions) -> RunFolder | None:
+    """The folder in which training survives, if there is to be one.
+
+    Raises:
+        OptionError, TrainingError: as for `run_folder`.
+    """
+    return run_folder(
+        asked.output,
+        folder=asked.run,
+        resume=asked.resume,
+        save_every=asked.save_every,
+        texts={RECIPE: written(verb, replace(asked, resume=None))},
+        log=asked.log,
+        force=asked.force,
+    )
+
+
+@contextmanager
+def told_how_to_go_on(verb: str, folder: RunFolder | None) -> Iterator[None]:
+    """Says what to do after an interruption."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        if folder is not None and folder.begun:
+            note(f"the run is saved; go on with: dprp {verb} --resume {folder.path}")
+        raise

@@ -17,7 +17,7 @@ from ..chain.targets import write_plan
 from ..errors import OptionError
 from ..planning.policies import parse_budget
 from ..storage.checkpoint import save_compressed
-from .asked import asked_compression, asked_network
+from .asked import asked_compression, asked_network, asked_run, told_how_to_go_on
 from .console import note, silent
 from .recipes import written
 from .verbs import CompressOptions
@@ -37,10 +37,10 @@ def compress(asked: CompressOptions, *, made_by: str = "compress", recipe: str |
     Raises:
         ConverterError, ModelsError, ExportError: one sentence each; nothing has been written then.
     """
-    folder = asked.output
+    output = asked.output
     target = parse_budget(asked.budget)
     config = asked_compression(asked)
-    check_folder(folder, inputs=(asked.checkpoint, data_file(asked.data)), force=asked.force)
+    check_folder(output, inputs=(asked.checkpoint, data_file(asked.data)), force=asked.force)
     network = asked_network(asked, seed=asked.seed, dense=True)
     classes = network.classes()
     images = open_data(asked.data, classes, download=asked.download)
@@ -48,8 +48,11 @@ def compress(asked: CompressOptions, *, made_by: str = "compress", recipe: str |
     train, test = batches.train(asked.augment, asked.mix, classes), batches.test()
     calibrate_on = batches.calibration(config.images) if config.images else None
     say = silent if asked.quiet else note
-    converted = plan_and_convert(network, target, config, calibrate_on=calibrate_on, progress=not asked.quiet)
-    with made_whole(folder, force=asked.force) as work:
+    folder = asked_run("compress", asked) if asked.epochs > 0 else None
+    converted = plan_and_convert(
+        network, target, config, calibrate_on=calibrate_on, folder=folder, progress=not asked.quiet
+    )
+    with told_how_to_go_on("compress", folder), made_whole(output, force=asked.force) as work:
         example = next(iter(test))[0][:8]
         say(f"exporting the dense {asked.model}")
         export_network(network, work / DENSE_ONNX, example, device=config.device)
@@ -63,6 +66,7 @@ def compress(asked: CompressOptions, *, made_by: str = "compress", recipe: str |
             train=train,
             test=test,
             judges=None if calibrate_on is None else lambda: next(iter(batches.test(JUDGES)))[0],
+            folder=folder,
             progress=not asked.quiet,
         )
         say(str(made.plan))
@@ -81,17 +85,19 @@ def compress(asked: CompressOptions, *, made_by: str = "compress", recipe: str |
             epochs=asked.epochs,
             seed=asked.seed,
             threads=asked.threads,
-            folder=folder,
+            folder=output,
             made_by=made_by,
         )
         summary = replace(summary, notes=(*summary.notes, *_remarks(made, config.epochs)))
         texts = {
             SUMMARY: json.dumps(summary.to_dict(), indent=1) + "\n",
-            RECIPE: written("compress", asked) if recipe is None else recipe,
+            RECIPE: written("compress", replace(asked, resume=None)) if recipe is None else recipe,
         }
         for name, text in texts.items():
             with written_whole(work / name, force=False, error=OptionError) as file:
                 file.write_text(text, encoding="utf-8")
+    if folder is not None:
+        folder.finish()
     return summary
 
 

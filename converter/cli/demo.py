@@ -42,6 +42,7 @@ def demo(asked: DemoOptions) -> Summary:
             batch_size=64,
             output=folder,
             force=True,
+            save_every=0,
             seed=asked.seed,
             device=asked.device,
             quiet=asked.quiet,

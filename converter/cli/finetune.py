@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +12,7 @@ from ...models import load_weights
 from ..analysis.accuracy import Accuracy
 from ..chain.data import Batches, data_file, open_data
 from ..chain.device import pick_device
-from ..chain.folder import RECIPE
 from ..chain.network import build_plain, open_network
-from ..chain.runs import run_folder
 from ..chain.targets import check_compressed_target
 from ..chain.totals import costs, ranks
 from ..conversion.attached import plan_of
@@ -26,8 +24,8 @@ from ..storage.source import Source
 from ..training.config import FinetuneConfig, OptimizerKind, RankPenalty
 from ..training.loop import finetune as train_low_rank
 from ..training.record import Step
+from .asked import asked_run, told_how_to_go_on
 from .console import is_first, note
-from .recipes import written
 from .verbs import FinetuneOptions
 
 
@@ -96,17 +94,7 @@ def finetune(asked: FinetuneOptions) -> Finetuned:
         cpu=where.type == "cpu",
     )
     file, data = asked.file, asked.data
-    folder = None
-    if is_first():
-        folder = run_folder(
-            asked.output,
-            folder=asked.run,
-            resume=asked.resume,
-            save_every=asked.save_every,
-            texts={RECIPE: written("finetune", replace(asked, resume=None))},
-            log=asked.log,
-            force=asked.force,
-        )
+    folder = asked_run("finetune", asked) if is_first() else None
     target = check_compressed_target(asked.output, inputs=(file, asked.teacher, data_file(data)), force=asked.force)
     if file.suffix.lower() != ".safetensors":
         raise OptionError(f"{file}: is not a compressed .safetensors; make one with dprp convert first")
@@ -124,7 +112,7 @@ def finetune(asked: FinetuneOptions) -> Finetuned:
         if step.score is not None:
             steps.append(step)
 
-    try:
+    with told_how_to_go_on("finetune", folder):
         tuned = train_low_rank(
             network.model,
             train,
@@ -135,10 +123,6 @@ def finetune(asked: FinetuneOptions) -> Finetuned:
             on_step=keep_epochs,
             progress=not asked.quiet,
         )
-    except KeyboardInterrupt:
-        if folder is not None:
-            note(f"the run is saved; go on with: dprp finetune --resume {folder.path}")
-        raise
     if is_first():
         save_compressed(tuned, network.source, target, force=asked.force)
     if folder is not None:

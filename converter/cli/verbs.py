@@ -37,6 +37,7 @@ class CompressOptions(
     PlanningOptions,
     PolishOptions,
     TrainingOptions,
+    RunOptions,
     ThreadOptions,
     MachineOptions,
     QuietOptions,

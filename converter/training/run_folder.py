@@ -25,7 +25,7 @@ from typing import Any
 
 import torch
 
-from ...files import quoted, written_whole
+from ...files import quoted, reading, written_whole
 from ...files.leftovers import held, in_use, synced
 from ..errors import ConverterWarning, TrainingError
 from ..planning.plan import Plan
@@ -43,7 +43,7 @@ TRACKED = "tracked"
 FORMAT = "1"
 _LARGEST_CONFIG = 2**20
 
-# Saving takes at most this part of the time, and no run saves more often than that.
+# Of the time, saving takes at most this part; between epochs it does not happen more often than that.
 _SHARE = 0.02
 _SECONDS = 10.0
 
@@ -93,6 +93,11 @@ class RunFolder:
         """Whether there is a run to go on from."""
         return self._resume
 
+    @property
+    def begun(self) -> bool:
+        """Whether there is a state to go on from."""
+        return (self.path / STATE).exists() or (self.path / BEFORE).exists()
+
     @contextmanager
     def opened(self, about: Mapping[str, Any], plan: str) -> Iterator[None]:
         """Keeps other runs out for as long as the block runs.
@@ -124,7 +129,8 @@ class RunFolder:
         """
         if self._every is not None:
             return steps >= self._every
-        return epoch_over or time.monotonic() - self._saved_at > max(_SECONDS, self._took / _SHARE)
+        since = time.monotonic() - self._saved_at
+        return since > self._took / _SHARE and (epoch_over or since > _SECONDS)
 
     def save(self, state: dict[str, Any]) -> None:
         """Writes a state; where the disk refuses, says so and keeps the one before."""
@@ -214,9 +220,18 @@ class RunFolder:
         with written_whole(self.path / PICTURE, force=True, error=TrainingError) as file:
             save(draw(steps, self._ranks(), metric), file)
 
+    def plan(self) -> Plan:
+        """Of the network that the run began with.
+
+        Raises:
+            TrainingError: it does not read.
+        """
+        path = self.path / PLAN
+        with reading(path, error=TrainingError, remedy="begin the run anew"):
+            return Plan.from_json(path.read_text(encoding="utf-8"))
+
     def _ranks(self) -> dict[str, int]:
-        plan = Plan.from_json((self.path / PLAN).read_text(encoding="utf-8"))
-        return {name: layer.rank or 0 for name, layer in plan.factored.items()}
+        return {name: layer.rank or 0 for name, layer in self.plan().factored.items()}
 
     def _begin(self, about: Mapping[str, Any], plan: str) -> None:
         try:
@@ -254,7 +269,7 @@ class RunFolder:
 
     def _check_old(self) -> None:
         self._about()
-        if not self._unfinished():
+        if not self.begun:
             raise TrainingError(
                 f"{quoted(self.path)}: has no state to go on from: its run has ended, or did not begin; begin anew"
             )
@@ -267,14 +282,11 @@ class RunFolder:
         self._about()  # which refuses a folder that is not ours
         if not force:
             what = "exists already; give another one"
-            if self._unfinished():
+            if self.begun:
                 what = "holds a run that has not ended; go on with --resume (resume=True)"
             raise TrainingError(f"{quoted(self.path)}: {what}, or pass --force (force=True) to begin anew")
         if in_use(self.path):
             raise TrainingError(f"{quoted(self.path)}: another run is using it; wait for its end")
-
-    def _unfinished(self) -> bool:
-        return (self.path / STATE).exists() or (self.path / BEFORE).exists()
 
     def _write(self, name: str, text: str) -> None:
         with written_whole(self.path / name, force=True, error=TrainingError) as file:

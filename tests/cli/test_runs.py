@@ -16,6 +16,7 @@ from dprp.converter.chain.network import build_plain
 from dprp.converter.storage.checkpoint import load_compressed
 from dprp.converter.training.progress import FinetuneBar
 from dprp.converter.training.record import Step
+from dprp.models import DIGITS_WEIGHTS
 
 from .conftest import Dprp
 
@@ -116,3 +117,24 @@ def test_several_processes_are_one_command(small: Path, tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["two.run", "two.safetensors"]
     lines = (tmp_path / "two.run" / "history.jsonl").read_text().splitlines()
     assert [json.loads(line)["step"] for line in lines] == list(range(1, 12))  # 1,297 images in two times 64
+
+
+def test_compress_goes_on_too(dprp: Dprp, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    usual = ("compress", "digits_cnn", "--checkpoint", DIGITS_WEIGHTS, "--data", "digits", "--budget", "macs=0.4")
+    more = ("--epochs", 2, "--headroom", 1.5, "--calibration-images", 200, "--device", "cpu", "--quiet")
+    whole = dprp(*usual, *more, "-o", tmp_path / "whole", "--json").json()
+    with monkeypatch.context() as patched:
+        interrupted_at(patched, 13)
+        run = dprp(*usual, *more, "-o", tmp_path / "cut")
+    assert run.code == 130
+    assert f"the run is saved; go on with: dprp compress --resume {tmp_path / 'cut.run'}\n" in run.err
+    assert not (tmp_path / "cut").exists()
+    told = dprp("compress", "--resume", tmp_path / "cut.run", "--json").json()
+    assert told["compressed"]["top1"] == whole["compressed"]["top1"]
+    first, second = (
+        load_compressed(tmp_path / name / "compressed.safetensors", build_plain).model.state_dict()
+        for name in ("whole", "cut")
+    )
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert "resume" not in (tmp_path / "cut" / "recipe.yaml").read_text()
+    assert (tmp_path / "cut.run" / "ranks.png").is_file()
