@@ -81,6 +81,7 @@ class RunFolder:
         check_tracker(log)
         self._saved_at = time.monotonic()
         self._took = 0.0
+        self._refused = ""
         if every is not None and every < 1:
             raise TrainingError(f"saving every {every} steps is not possible; give 1 or more")
         if resume:
@@ -143,12 +144,16 @@ class RunFolder:
                 synced(temporary)
                 if (self.path / STATE).exists():
                     (self.path / STATE).replace(self.path / BEFORE)
-        except (TrainingError, RuntimeError) as error:  # torch's word for a full disk is a RuntimeError
-            warnings.warn(
-                f"the run could not be saved ({quoted(error)}); it goes on, and what was saved before is kept",
-                ConverterWarning,
-                stacklevel=2,
-            )
+            self._refused = ""
+        except (TrainingError, RuntimeError) as error:  # torch's word for a full disk, which is what it came from
+            why = str(error.__context__ if isinstance(error.__context__, OSError) else error)
+            if why != self._refused:  # said once
+                warnings.warn(
+                    f"the run could not be saved ({quoted(why)}); it goes on, and what was saved before is kept",
+                    ConverterWarning,
+                    stacklevel=2,
+                )
+            self._refused = why
         self._saved_at = time.monotonic()
         self._took = self._saved_at - began
 
