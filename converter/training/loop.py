@@ -1,50 +1,27 @@
-"""Fine-tuning with dynamic rank pruning: train the factors, drop ranks on the way, land on the budget.
-
-A step: draw, forward, losses, backward, clip, move, shrink, average, cut, record, save.
-"""
+"""Fine-tuning with dynamic rank pruning: train the factors, drop ranks on the way, land on the budget."""
 
 from __future__ import annotations
 
-import math
-import warnings
-from collections.abc import Callable, Iterator, Sized
+from collections.abc import Callable
 from contextlib import ExitStack
-from typing import Any
 
-import torch
-from accelerate import Accelerator
-from torch import Tensor, nn
+from torch import nn
 
 from ..analysis.accuracy import Batches
 from ..analysis.calibration import Moments
-from ..analysis.probe import evaluating
-from ..analysis.running import copied, finite
-from ..conversion.attached import plan_of, relabel
-from ..conversion.matching import Sizes
-from ..errors import ConverterWarning, TrainingError
-from ..lowrank.costs import Unit
-from .average import Average
-from .batches import Batch, Draws, fingerprint
+from ..conversion.attached import plan_of
+from .batches import fingerprint
 from .config import FinetuneConfig
-from .cuts import Cuts, told
-from .interrupts import Interrupts, interrupts
-from .keeping import InMemory, Keeper
+from .interrupts import interrupts
 from .metric import TOP1, Metric
-from .objective import Loss, Losses, Objective, mean_of
-from .optimizers import optimizer_for, rate_at, set_rate
+from .objective import Loss
 from .processes import own_accelerator
 from .progress import FinetuneBar
-from .pruner import RankPruner
-from .random_numbers import put_random_state, random_state
-from .record import Cut, Step
-from .run_folder import FORMAT, TRACKED, RunFolder
-from .state import network_state, put_network_state
+from .record import Step
+from .run import Run
+from .run_folder import TRACKED, RunFolder
 from .together import Together
-from .trackers import track, tracked
-
-_PATIENCE = 3
-"""Steps in a row that may not be finite."""
-_MOST_HALVINGS = 5
+from .trackers import tracked
 
 
 def finetune(
@@ -94,7 +71,7 @@ def finetune(
         log, logs = (None, None) if folder is None else (folder.log, folder.path / TRACKED)
         accelerator = stack.enter_context(own_accelerator(config, log=log, logs=logs))
         together = Together(accelerator)
-        run = _Run(model, train, config, accelerator, together, teacher, moments, loss, folder)
+        run = Run(model, train, config, accelerator, together, teacher, moments, loss, folder)
         if folder is not None and together.first:
             about = {**config.told(), "processes": together.count, "data": fingerprint(train)}
             stack.enter_context(folder.opened(about, plan_of(model).to_json()))
@@ -108,315 +85,3 @@ def finetune(
             if on_step is not None:
                 on_step(step)
         return run.result()
-
-
-class _Run:
-    """One run: the network, what moves it, and where it is."""
-
-    def __init__(
-        self,
-        model: nn.Module,
-        train: Batches,
-        config: FinetuneConfig,
-        accelerator: Accelerator,
-        together: Together,
-        teacher: nn.Module | None,
-        moments: Moments | None,
-        loss: Loss | None,
-        folder: RunFolder | None,
-    ) -> None:
-        if not isinstance(train, Sized) or len(train) == 0:
-            raise TrainingError("the training data has no batches or no length; give a DataLoader with images")
-        plan = plan_of(model)
-        device = accelerator.device
-        self._config = config
-        self._accelerator = accelerator
-        self._student = copied(model).to(device)
-        plain = optimizer_for(self._student, config)
-        placed = None if moments is None else {key: moment.to(device) for key, moment in moments.items()}
-        pruner = RankPruner(self._student, plan, plain, rank_multiple=config.rank_multiple, moments=placed)
-        if config.budget is not None:
-            pruner.check(config.budget)
-        self._plain = plain
-        self._together = together
-        self._optimizer = accelerator.prepare(plain)  # the network itself is never wrapped
-        loader = together.share(train, even=True)
-        self._draws = Draws(
-            loader,
-            device,
-            seed=config.seed,
-            layout=torch.channels_last if config.channels_last else torch.contiguous_format,
-            normalised=any(_is_norm(module) for module in self._student.modules()),
-            together=together,
-        )
-        self._total = config.epochs * -(-len(loader) // config.accumulate)
-        self._cuts = Cuts(pruner, plan, config, self._total)
-        self._average = Average(self._student, config.average)
-        if teacher is not None and (config.distill > 0 or config.matching > 0):
-            self._teacher: nn.Module | None = copied(teacher).to(device).eval().requires_grad_(False)
-        else:
-            self._teacher = None
-        self._objective: Objective | None = None
-        self._sizes: Sizes | None = None
-        self._task_loss = loss
-        self._layers = pruner.layers
-        self._count()
-        self._keeper: Keeper = InMemory() if folder is None else folder
-        self._epoch, self._made, self._step, self._saved = 1, 0, 0, 0
-        self._bad, self._halvings = 0, 0
-
-    def begin(self, *, resume: bool) -> None:
-        """Starts from the beginning, or from what was kept."""
-        together = self._together
-        if resume:
-            self._restore(together.sent(self._keeper.load() if together.first else None))
-            return
-        if together.count > 1:
-            put_network_state(self._student, self._plain, together.sent(network_state(self._student, self._plain)))
-        self._save()
-
-    def steps(self, evaluate_on: Batches | None, metric: Metric, stop: Interrupts) -> Iterator[Step]:
-        """Makes all steps of all epochs.
-
-        Raises:
-            TrainingError: a loss stays infinite.
-            KeyboardInterrupt: somebody asked to stop; the state is saved then.
-        """
-        config = self._config
-        while self._epoch <= config.epochs:
-            epoch = self._epoch
-            for group, last in self._draws.groups(epoch, config.accumulate, skip=self._made):
-                self._step += 1
-                if last and epoch == 1:  # the loader may give fewer batches than its length says
-                    self._total = config.epochs * self._step
-                    self._cuts.spread_over(self._total)
-                rate = rate_at(self._step, self._total, config) * 0.5**self._halvings
-                losses, moved = self._move(group, rate)
-                if not moved:
-                    if self._is_lost():
-                        self._go_back(losses)
-                        break
-                    _warn(f"the loss or its gradient was not finite at step {self._step}; the step was left out")
-                self._epoch, self._made = (epoch + 1, 0) if last else (epoch, self._made + 1)
-                cut = self._cut(group[-1]) if moved or self._over else None
-                score = None
-                if last and evaluate_on is not None:
-                    with self._average.applied(), evaluating(self._student), torch.no_grad():
-                        self._together.same_buffers(self._student)
-                        score = self._together.score(self._student, evaluate_on, metric)
-                step = self._told(epoch, losses, rate, score, cut, skipped=not moved)
-                if self._together.first:
-                    self._keeper.tell(step)
-                    track(self._accelerator, step)
-                yield step
-                due = self._keeper.due(self._step - self._saved, epoch_over=last) or self._over
-                later, carry_on = self._together.every(not due or not self._together.first, not stop.asked)
-                if not later or not carry_on:
-                    self._save()
-                if not carry_on:
-                    raise KeyboardInterrupt
-            else:
-                if self._epoch == epoch:  # it gave no batch
-                    self._epoch, self._made = epoch + 1, 0
-
-    def result(self) -> nn.Module:
-        """The trained network."""
-        config = self._config
-        if self._step == 0:
-            raise TrainingError("the training data gave no batch of two images or more; give it more images")
-        if not self._cuts.over:  # the last epochs gave no batch
-            self._cut_now(all_of_them=True)
-            self._average.restart()
-        self._average.settle()
-        self._together.same_buffers(self._student)
-        if config.prunes:
-            relabel(self._student, f"threshold={config.threshold:g}" if config.budget is None else str(config.budget))
-        return self._student.cpu().eval()
-
-    @property
-    def _over(self) -> bool:
-        return self._epoch > self._config.epochs
-
-    def _move(self, group: list[Batch], rate: float) -> tuple[Losses, bool]:
-        """One step of the optimizer, on the mean of some batches; or none, where these are not finite."""
-        config, accelerator = self._config, self._accelerator
-        set_rate(self._plain, rate)
-        _in_training(self._student, norms=config.train_norms)
-        several: list[Losses] = []
-        sound = torch.ones((), dtype=torch.bool, device=accelerator.device)
-        for inputs, targets in group:
-            with accelerator.autocast():
-                task, inside = self._objective_for(inputs).data_loss(inputs, targets)
-            losses = self._objective_for(inputs).penalised(task, inside, self._cuts)
-            several.append(losses)
-            sound = sound & losses.whole.isfinite()
-            accelerator.backward(losses.whole / len(group))
-        self._together.average_gradients(self._student.parameters())
-        norm = accelerator.clip_grad_norm_(self._student.parameters(), config.clip or math.inf)
-        if accelerator.scaler is None:
-            sound = sound & norm.isfinite()
-        moved = self._together.every(bool(sound))[0]
-        if moved or accelerator.scaler is not None:  # which leaves such a step out itself, and must be told of it
-            self._optimizer.step()
-        self._optimizer.zero_grad(set_to_none=True)
-        if moved:
-            self._bad = 0
-            self._cuts.after_step(self._step, rate)
-            self._average.update()
-        return mean_of(several), moved
-
-    def _is_lost(self) -> bool:
-        """After a step that was left out: whether leaving out more of them would not help."""
-        self._bad += 1
-        tensors = self._student.state_dict().values()
-        sound = all(finite(value) for value in tensors if value.is_floating_point())
-        return self._bad >= _PATIENCE or not self._together.every(sound)[0]
-
-    def _go_back(self, losses: Losses) -> None:
-        """To the last state, and on at half the rate.
-
-        Raises:
-            TrainingError: that was tried often enough.
-        """
-        halvings, at = self._halvings + 1, self._step
-        if halvings > _MOST_HALVINGS:
-            raise TrainingError(
-                f"the loss is {losses.whole.item()} at step {at}; lower the learning rate "
-                f"(now {self._config.learning_rate:g}) or check the data"
-            )
-        self._restore(self._together.sent(self._keeper.load() if self._together.first else None))
-        self._halvings = halvings
-        _warn(
-            f"the loss was {losses.whole.item()} at step {at}; going back to step {self._step}, and on from there at "
-            f"{0.5**halvings:g} of the learning rate"
-        )
-
-    def _cut(self, batch: Batch) -> Cut | None:
-        """Makes the cut that is due now, if there is one."""
-        if not self._cuts.due(self._step) and not (self._over and not self._cuts.over):
-            return None
-        before = self._asked(batch)
-        cut = told(self._cut_now(all_of_them=self._over), before, self._asked(batch))
-        if cut.after:
-            self._average.restart()
-            self._count()
-        return cut
-
-    def _cut_now(self, *, all_of_them: bool) -> Cut:
-        """The first process decides and decomposes; the others take what it has come to."""
-        together = self._together
-        made: dict[str, Any] | None = None
-        if together.first:
-            cut = self._cuts.cut(self._step, all_of_them=all_of_them)
-            made = {
-                "cut": (cut.before, cut.after),
-                "network": network_state(self._student, self._plain),
-                "cuts": self._cuts.state(),
-            }
-        made = together.sent(made)
-        assert made is not None
-        if not together.first:
-            put_network_state(self._student, self._plain, made["network"])
-            self._cuts.restore(made["cuts"])
-        together.check({name: layer.rank for name, layer in self._layers.items()})
-        return Cut(*made["cut"])
-
-    def _count(self) -> None:
-        now = plan_of(self._student)
-        self._whole = {unit: now.fraction(unit) for unit in Unit}
-
-    def _save(self) -> None:
-        """Keeps all that going on from here depends on."""
-        scaler, everybody = self._accelerator.scaler, self._together.gathered(random_state())
-        self._saved = self._step
-        if not self._together.first:
-            return
-        self._keeper.save(
-            {
-                "format": FORMAT,
-                "step": self._step,
-                "epoch": self._epoch,
-                "made": self._made,
-                "total": self._total,
-                "halvings": self._halvings,
-                "network": network_state(self._student, self._plain),
-                "scaler": None if scaler is None else scaler.state_dict(),
-                "average": self._average.state(),
-                "cuts": self._cuts.state(),
-                "sizes": self._sizes,
-                "draws": self._draws.state(over=self._made == 0 and self._step > 0),
-                "random": everybody,
-            }
-        )
-
-    def _restore(self, state: dict[str, Any]) -> None:
-        """Goes on from such a state; the shapes come first, the random numbers last."""
-        put_network_state(self._student, self._plain, state["network"])
-        self._step, self._epoch, self._made = state["step"], state["epoch"], state["made"]
-        self._total, self._halvings, self._bad, self._saved = state["total"], state["halvings"], 0, state["step"]
-        if self._accelerator.scaler is not None:
-            self._accelerator.scaler.load_state_dict(state["scaler"])
-        self._cuts.restore(state["cuts"])
-        self._sizes = state["sizes"]
-        self._average.restore(state["average"])
-        self._draws.restore(state["draws"])
-        if self._together.first:
-            self._keeper.rewind(self._step)
-        self._count()
-        put_random_state(state["random"][self._together.number])
-
-    def _told(
-        self, epoch: int, losses: Losses, rate: float, score: float | None, cut: Cut | None, *, skipped: bool
-    ) -> Step:
-        parts = (losses.whole, losses.task, losses.matching, losses.orthogonality, losses.rank)
-        whole, task, matching, orthogonality, rank = self._together.mean(torch.stack(parts)).tolist()
-        return Step(
-            step=self._step,
-            steps=self._total,
-            epoch=epoch,
-            loss=whole,
-            task=task,
-            matching=matching,
-            orthogonality=orthogonality,
-            rank=rank,
-            learning_rate=rate,
-            macs=self._whole[Unit.MACS],
-            params=self._whole[Unit.PARAMS],
-            score=score,
-            cut=cut,
-            skipped=skipped,
-        )
-
-    def _objective_for(self, inputs: Any) -> Objective:
-        if self._objective is None:
-            images = inputs if isinstance(inputs, Tensor) else None
-            self._objective = Objective(
-                self._student, self._teacher, self._config, self._task_loss, self._layers, images, self._sizes
-            )
-            self._sizes = self._objective.sizes = self._together.sent(self._objective.sizes)
-            _in_training(self._student, norms=self._config.train_norms)
-        return self._objective
-
-    @torch.no_grad()
-    def _asked(self, batch: Batch) -> float:
-        """The task loss of a batch, in eval mode."""
-        with evaluating(self._student), self._accelerator.autocast():
-            return float(self._objective_for(batch[0]).data_loss(*batch)[0])
-
-
-def _in_training(model: nn.Module, *, norms: bool) -> None:
-    """Puts a network in training mode, except for BatchNorms that are frozen or shall be."""
-    model.train()
-    for module in model.modules():
-        if _is_norm(module):
-            weights = list(module.parameters(recurse=False))
-            frozen = bool(weights) and not any(weight.requires_grad for weight in weights)
-            module.train(norms and not frozen)
-
-
-def _is_norm(module: nn.Module) -> bool:
-    return isinstance(module, nn.modules.batchnorm._BatchNorm)
-
-
-def _warn(message: str) -> None:
-    warnings.warn(message, ConverterWarning, stacklevel=3)
