@@ -32,6 +32,7 @@ class Step:
         learning_rate: used in this step.
         macs, params: parts of the dense network's cost now.
         score: of the metric on the evaluation data, after an epoch's last step; top-1 in percent by default.
+        best: the highest score so far, where there is one.
         cut: the ranks that this step's cut changed.
         skipped: its loss or gradient was not finite, and the weights stayed.
     """
@@ -48,6 +49,7 @@ class Step:
     macs: float
     params: float
     score: float | None = None
+    best: float | None = None
     cut: Cut | None = None
     skipped: bool = False
 

@@ -98,6 +98,7 @@ class Run:
         self._keeper: Keeper = keeper or InMemory()
         self._epoch, self._made, self._step, self._saved = 1, 0, 0, 0
         self._bad, self._halvings = 0, 0
+        self._best: float | None = None
 
     def begin(self, *, resume: bool) -> None:
         """Starts from the beginning, or from what was kept."""
@@ -138,6 +139,7 @@ class Run:
                     with self._average.applied(), evaluating(self._student), torch.no_grad():
                         self._together.same_buffers(self._student)
                         score = self._together.score(self._student, evaluate_on, metric)
+                    self._best = score if self._best is None else max(score, self._best)
                 step = self._told(epoch, losses, rate, score, cut, skipped=not moved)
                 if self._together.first:
                     self._keeper.tell(step)
@@ -276,6 +278,7 @@ class Run:
                 "made": self._made,
                 "total": self._total,
                 "halvings": self._halvings,
+                "best": self._best,
                 "network": network_state(self._student, self._plain),
                 "scaler": None if scaler is None else scaler.state_dict(),
                 "average": self._average.state(),
@@ -293,6 +296,7 @@ class Run:
         self._total, self._halvings, self._bad, self._saved = state["total"], state["halvings"], 0, state["step"]
         if self._accelerator.scaler is not None:
             self._accelerator.scaler.load_state_dict(state["scaler"])
+        self._best = state["best"]
         self._cuts.restore(state["cuts"])
         self._sizes = state["sizes"]
         self._average.restore(state["average"])
@@ -320,6 +324,7 @@ class Run:
             macs=self._whole[Unit.MACS],
             params=self._whole[Unit.PARAMS],
             score=score,
+            best=None if score is None else self._best,
             cut=cut,
             skipped=skipped,
         )

@@ -6,6 +6,7 @@ import copy
 import subprocess
 import sys
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -51,6 +52,33 @@ def test_images_may_come_in_batches(residual: nn.Module, kind: str) -> None:
     options = {"budget": dprp.MacBudget(0.6), "rank_multiple": 1, "polish": 0}
     whole, parts = (dprp.compress(residual, images=given, **options) for given in (images, batches))  # type: ignore[arg-type]
     torch.testing.assert_close(parts.model(images), whole.model(images))
+
+
+def test_training_survives(residual: nn.Module, tmp_path: Path) -> None:
+    class Pulled(DataLoader[tuple[Tensor, ...]]):
+        """Whose plug is pulled in the second epoch."""
+
+        rounds = 0
+
+        def __iter__(self) -> Iterator[tuple[Tensor, ...]]:  # type: ignore[override]
+            self.rounds += 1
+            for number, batch in enumerate(super().__iter__()):
+                if self.rounds == 3 and number == 2:  # the first round gave the images to plan on
+                    raise ConnectionError("no data")
+                yield batch
+
+    data = _labelled(residual).dataset
+    train, path = DataLoader(data, batch_size=20), tmp_path / "run"
+    how = {"budget": "macs=0.6", "epochs": 3, "headroom": 1.5, "rank_multiple": 1}
+    whole = dprp.compress(residual, train, **how)  # type: ignore[arg-type]
+    with pytest.raises(ConnectionError, match="no data"):
+        dprp.compress(residual, Pulled(data, batch_size=20), folder=dprp.RunFolder(path, every=1), **how)  # type: ignore[arg-type]
+    folder = dprp.RunFolder(path, resume=True)
+    resumed = dprp.compress(residual, train, folder=folder, **how)  # type: ignore[arg-type]
+    assert [step.step for step in folder.history()] == list(range(1, 10))
+    assert resumed.plan == whole.plan
+    theirs = whole.model.state_dict()
+    assert all(torch.equal(value, theirs[name]) for name, value in resumed.model.state_dict().items())
 
 
 @pytest.mark.parametrize("headroom", [1.0, 1.5])
