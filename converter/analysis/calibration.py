@@ -19,6 +19,7 @@ from .batch_axis import batch_axes
 from .layout import laid_out
 from .memory import images_in_memory
 from .norm_pairs import norm_pairs
+from .opening import opened
 from .output_metrics import OutputMetrics, output_metrics
 from .probe import evaluating, layer_input
 from .running import finite, named, run
@@ -82,6 +83,7 @@ def calibrate(
     Raises:
         ModelError: no images, images or weights that are not finite, or images that the model cannot take.
     """
+    model = opened(model, [layer.name for layer in layers])
     # More than walk through two networks at once would not be used by the conversion either.
     shapes = [layer.shape for layer in layers]
     sample = _gather(batches, images_in_memory(shapes, images, networks=2)).to(device_of(model))

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import ModelError
+from ..lowrank.attention import AttentionProducts
 from ..lowrank.layers import LowRank
 from ..lowrank.shapes import Map
 from .running import run
@@ -23,6 +24,9 @@ CONVOLUTIONS = (
     nn.ConvTranspose2d,
     nn.ConvTranspose3d,
 )
+
+COUNTED = (*CONVOLUTIONS, nn.Linear, LowRank, AttentionProducts)
+"""Modules with multiply-adds."""
 
 
 @dataclass(frozen=True)
@@ -58,10 +62,12 @@ def _calls(model: nn.Module, example: Tensor, samples: int) -> dict[nn.Module, l
 
     def record(module: nn.Module, inputs: tuple[Any, ...], keywords: dict[str, Any], output: Any) -> None:
         given = layer_input(inputs, keywords)
-        if given is not None and isinstance(output, Tensor):
+        if isinstance(module, AttentionProducts):
+            calls.setdefault(module, []).append(Call((), module.macs(*inputs[:2]) // samples))
+        elif given is not None and isinstance(output, Tensor):
             calls.setdefault(module, []).append(_call(module, given, output, samples))
 
-    layers = [m for m in model.modules() if isinstance(m, (*CONVOLUTIONS, nn.Linear, LowRank))]
+    layers = [m for m in model.modules() if isinstance(m, COUNTED)]
     handles = [layer.register_forward_hook(record, with_kwargs=True) for layer in layers]
     try:
         with evaluating(model), torch.no_grad():

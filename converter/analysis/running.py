@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import itertools
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from types import TracebackType
@@ -46,14 +47,19 @@ def _every_module() -> Iterator[None]:
         torch.backends.mha.set_fastpath_enabled(before)
 
 
-def copied(model: nn.Module) -> nn.Module:
+def copied(model: nn.Module, *, share: bool = False) -> nn.Module:
     """A copy of a network.
+
+    Args:
+        model: untouched.
+        share: the copy's tensors are the network's own.
 
     Raises:
         ModelError: it cannot be copied, for instance because it holds tensors that are part of a graph.
     """
     try:
-        return copy.deepcopy(model)
+        tensors = itertools.chain(model.parameters(), model.buffers()) if share else ()
+        return copy.deepcopy(model, {id(tensor): tensor for tensor in tensors})
     except Exception as error:  # a user's __deepcopy__ may raise anything
         raise ModelError(
             f"the model cannot be copied ({first_line(error)}); make copy.deepcopy(model) work: keep no file, lock, "

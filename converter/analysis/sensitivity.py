@@ -27,6 +27,7 @@ from .answer_changes import answer_changes
 from .batch_axis import batch_axes
 from .calibration import RIDGE, Calibration, Energies, takes_up_means
 from .memory import bytes_kept, images_in_memory
+from .opening import opened
 from .output_metrics import OutputMetrics
 from .probe import evaluating, layer_input
 from .running import copied, named, run
@@ -148,7 +149,7 @@ def foretell(
     relative = {key: energy / energy[0].clamp_min(1e-300) for key, energy in calibration.energies.items()}
     free = [layer for layer in layers if layer.reason is None]
     images = calibration.images[: _images(layers, free)]
-    probe = copied(model)
+    probe = copied(opened(model, [layer.name for layer in layers]))
     for parameter in probe.parameters():
         parameter.requires_grad_(False)
     axes = batch_axes(probe, [layer.name for layer in free], images)

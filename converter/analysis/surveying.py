@@ -16,12 +16,14 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from ..errors import ModelError
+from ..lowrank.attention import AttentionProducts
 from ..lowrank.costs import break_even_rank
 from ..lowrank.forms import Form, forms_for, full_rank
 from ..lowrank.layers import LowRank
 from ..lowrank.shapes import LayerShape, shape_of
 from ..tables import table
-from .probe import CONVOLUTIONS, Call, probe
+from .opening import opened
+from .probe import COUNTED, Call, probe
 
 
 @dataclass(frozen=True)
@@ -66,7 +68,8 @@ class Survey:
     Attributes:
         layers: every convolution and dense layer, in the order in which they run; those that never run last.
         params: parameters of the whole network, normalisation included.
-        macs: multiply-adds of all layers for one sample; matrix products outside of layers are not counted.
+        macs: multiply-adds of all layers for one sample, and of the matrix products in `nn.MultiheadAttention`; those
+            that a module's `forward` makes without a layer are not counted.
         input_shape: shape of the probe, without the batch.
     """
 
@@ -145,6 +148,7 @@ def survey(model: nn.Module, example: Tensor) -> Survey:
         ModelError: the model is wrapped (DataParallel, compile), or cannot take the example.
     """
     _refuse_wrappers(model)
+    model = opened(model)
     names: defaultdict[nn.Module, list[str]] = defaultdict(list)
     for name, module in model.named_modules(remove_duplicate=False):
         names[module].append(name)
@@ -153,7 +157,7 @@ def survey(model: nn.Module, example: Tensor) -> Survey:
     for module in names:
         for parameter in module.parameters(recurse=False):
             owners[id(parameter)].add(module)
-    found = [m for m in names if isinstance(m, (*CONVOLUTIONS, nn.Linear, LowRank))]
+    found = [m for m in names if isinstance(m, COUNTED)]
     order = {module: place for place, module in enumerate(calls)}
     found.sort(key=lambda module: order.get(module, len(order)))
     layers = []
@@ -202,6 +206,8 @@ def _obstacle(
     if isinstance(module, LowRank):
         return f"already factored ({module.form}, rank {module.rank})"
     kind = type(module)
+    if isinstance(module, AttentionProducts):
+        return "attention's matrix products have no weights"
     if shape is None:
         return f"{kind.__name__} is not supported yet"
     if not shape.calls:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..analysis.calibration import RIDGE, Calibration
+from ..analysis.opening import open_in_place, opened
 from ..analysis.probe import evaluating
 from ..analysis.running import copied, named, run, same_noise
 from ..errors import ModelError
@@ -48,19 +49,22 @@ def convert(
         on_layer: is told the name of each layer when it is made.
 
     Returns:
-        The network with low-rank layers; at full rank it computes the same function.
+        The network with low-rank layers; at full rank it computes the same function. Attention that the plan looks
+        into is open: its projections are layers.
 
     Raises:
         PlanError: the plan does not fit the model. Nothing has been changed then.
         ModelError: the model cannot take the calibration images, or uses a layer that is out of reach of a
             replacement. Nothing has been changed then.
     """
+    names = [layer.name for layer in plan]
+    given, model = model, opened(model, names)
     check_fit(model, plan)
     made = Reconstruction({}, {}, {})
     if calibration is not None:
         images, metrics = calibration.images, calibration.metrics
         made = reconstruct(model, plan, images, ridge=RIDGE, metrics=metrics, refit=refit, on_layer=on_layer)
-    target = model if inplace else copied(model)
+    target = given if inplace else copied(model)
     # Statistics are judged by the dense network's answers, which has gone by then where it is changed itself.
     dense = copied(model) if inplace and calibration is not None else model
 
@@ -80,6 +84,7 @@ def convert(
     example = _example(model, plan, calibration)
     expected = None if example is None else _layers_that_run(model, tuple(plan.factored), example)
     with _all_or_nothing(target, made.refits):
+        open_in_place(target, names)
         converted = replace_layers(target, plan, factor)
         if example is not None and expected is not None:
             _check_replacements_run(converted, expected, example)
@@ -145,7 +150,8 @@ def _refit(model: nn.Module, made: Reconstruction) -> None:
 def _all_or_nothing(model: nn.Module, refitted: Iterable[str]) -> Iterator[None]:
     """Puts every module, every norm's statistics and these layers' weights back where something goes wrong inside."""
     statistics = running_statistics(model)
-    weights = [(layer, copy.deepcopy(layer.state_dict())) for layer in map(model.get_submodule, refitted)]
+    there = dict(model.named_modules())  # what is still to be opened has no weights to go back to
+    weights = [(there[name], copy.deepcopy(there[name].state_dict())) for name in refitted if name in there]
     children = [(module, dict(module._modules)) for module in model.modules()]
     carried = attachments(model)
     try:

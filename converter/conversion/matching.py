@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from ..analysis.answer_slopes import TEMPERATURE
 from ..analysis.memory import ACTIVATION_BYTES
 from ..analysis.norm_pairs import norm_pairs
+from ..analysis.opening import opened
 from ..analysis.probe import evaluating
 from ..analysis.running import run, tensors_in
 from ..errors import ModelError
@@ -54,6 +55,7 @@ class Pair:
         Raises:
             ModelError: a network cannot take the images, or no low-rank layer runs.
         """
+        dense = opened(dense, [name for name, _ in model.named_modules()])
         self._model = model
         self._dense = dense
         self._places = _places(model, dense, images)

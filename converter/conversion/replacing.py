@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from torch import nn
 
+from ..analysis.opening import open_in_place
 from ..errors import PlanError
 from ..lowrank.layers import LowRank
 from ..lowrank.shapes import shape_of
@@ -28,6 +29,7 @@ def restructure(model: nn.Module, plan: Plan) -> nn.Module:
         dtype, device = layer.weight.dtype, layer.weight.device
         return LowRank.empty(wanted.shape, wanted.form, wanted.rank, dtype=dtype, device=device)
 
+    open_in_place(model, [layer.name for layer in plan])
     return replace_layers(model, plan, room)
 
 

@@ -63,11 +63,14 @@ def test_every_reason_to_stay() -> None:
     assert found["8"] == "its weight is tied to 7"
 
 
-def test_attention_reads_its_projection_without_calling_it() -> None:
+def test_attention_of_a_kind_of_its_own_reads_its_projection_without_calling_it() -> None:
+    class Own(nn.MultiheadAttention):
+        pass
+
     class Attention(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.inner = nn.MultiheadAttention(32, 4, batch_first=True)
+            self.inner = Own(32, 4, batch_first=True)
 
         def forward(self, x: Tensor) -> Tensor:
             return self.inner(x, x, x, need_weights=False)[0]

@@ -1,0 +1,65 @@
+"""Networks whose attention is open: it calls layers, where it read their weights before."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from torch import nn
+
+from ..lowrank.attention import OpenAttention
+from .running import copied
+
+_NEW = ("q_proj", "k_proj", "v_proj")
+
+
+def opened(model: nn.Module, names: Iterable[str] | None = None) -> nn.Module:
+    """A network with the same function, and the same weights in memory, in which attention's projections are layers.
+
+    Args:
+        model: untouched.
+        names: of layers that are asked for, as `Survey` and `Plan` have them; attention none of whose new layers is
+            among them stays closed. None opens all.
+
+    Returns:
+        The model itself where there is nothing to open.
+    """
+    if not _closed(model, names):
+        return model
+    twin = copied(model, share=True)
+    open_in_place(twin, names, own=False)
+    return twin
+
+
+def open_in_place(model: nn.Module, names: Iterable[str] | None = None, *, own: bool = True) -> None:
+    """Opens the attention of a network itself, as `opened`.
+
+    Args:
+        model: changed.
+        names: as for `opened`.
+        own: give the layers weights of their own; False lets them share the memory of those that were there.
+    """
+    made: dict[nn.Module, OpenAttention] = {}
+    for name, attention in _closed(model, names).items():
+        made.setdefault(attention, OpenAttention(attention, own=own))
+        parent, _, child = name.rpartition(".")
+        setattr(model.get_submodule(parent), child, made[attention])
+
+
+def _closed(model: nn.Module, names: Iterable[str] | None) -> dict[str, nn.MultiheadAttention]:
+    """What is to be opened, by every name; a module of one's own kind may compute something else."""
+    found = {
+        name: module
+        for name, module in model.named_modules(remove_duplicate=False)
+        if type(module) is nn.MultiheadAttention and name and not _is_special(module)
+    }
+    if names is None:
+        return found
+    asked = set(names)
+    wanted = {module for name, module in found.items() if any(f"{name}.{new}" in asked for new in _NEW)}
+    return {name: module for name, module in found.items() if module in wanted}
+
+
+def _is_special(module: nn.Module) -> bool:
+    """Whether there is something on it that a replacement would lose."""
+    hooked = module._forward_hooks or module._forward_pre_hooks or module._backward_hooks
+    return bool(hooked) or hasattr(module, "parametrizations")
