@@ -7,9 +7,19 @@ from collections.abc import Iterable
 from torch import nn
 
 from ..lowrank.attention import OpenAttention
+from ..lowrank.window_attention import OpenWindowAttention
 from .running import copied
 
-_NEW = ("q_proj", "k_proj", "v_proj")
+_MULTI_HEAD = ("torch.nn.modules.activation", "MultiheadAttention")
+_SWIN = "torchvision.models.swin_transformer"
+
+# By module and name: torchvision's are not imported for networks of other kinds.
+_KINDS: dict[tuple[str, str], tuple[type[nn.Module], tuple[str, ...]]] = {
+    _MULTI_HEAD: (OpenAttention, ("q_proj", "k_proj", "v_proj")),
+    (_SWIN, "ShiftedWindowAttention"): (OpenWindowAttention, ("qkv", "proj")),
+    (_SWIN, "ShiftedWindowAttentionV2"): (OpenWindowAttention, ("qkv", "proj")),
+}
+"""What each becomes, and the layers whose names ask for it."""
 
 
 def opened(model: nn.Module, names: Iterable[str] | None = None) -> nn.Module:
@@ -38,25 +48,35 @@ def open_in_place(model: nn.Module, names: Iterable[str] | None = None, *, own: 
         names: as for `opened`.
         own: give the layers weights of their own; False lets them share the memory of those that were there.
     """
-    made: dict[nn.Module, OpenAttention] = {}
+    made: dict[nn.Module, nn.Module] = {}
     for name, attention in _closed(model, names).items():
-        made.setdefault(attention, OpenAttention(attention, own=own))
+        kind, _ = _KINDS[_kind(attention)]
+        if attention not in made:
+            made[attention] = kind(attention, own=own)
         parent, _, child = name.rpartition(".")
         setattr(model.get_submodule(parent), child, made[attention])
 
 
-def _closed(model: nn.Module, names: Iterable[str] | None) -> dict[str, nn.MultiheadAttention]:
+def _closed(model: nn.Module, names: Iterable[str] | None) -> dict[str, nn.Module]:
     """What is to be opened, by every name; a module of one's own kind may compute something else."""
     found = {
         name: module
         for name, module in model.named_modules(remove_duplicate=False)
-        if type(module) is nn.MultiheadAttention and name and not _is_special(module)
+        if _kind(module) in _KINDS and name and not _is_special(module)
     }
     if names is None:
         return found
     asked = set(names)
-    wanted = {module for name, module in found.items() if any(f"{name}.{new}" in asked for new in _NEW)}
+    wanted = {
+        module
+        for name, module in found.items()
+        if any(f"{name}.{layer}" in asked for layer in _KINDS[_kind(module)][1])
+    }
     return {name: module for name, module in found.items() if module in wanted}
+
+
+def _kind(module: nn.Module) -> tuple[str, str]:
+    return type(module).__module__, type(module).__qualname__
 
 
 def _is_special(module: nn.Module) -> bool:

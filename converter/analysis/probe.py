@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import ModelError
-from ..lowrank.attention import AttentionProducts
 from ..lowrank.layers import LowRank
 from ..lowrank.shapes import Map
+from .outside import OutsideCounter
 from .running import run
 
 CONVOLUTIONS = (
@@ -25,7 +25,7 @@ CONVOLUTIONS = (
     nn.ConvTranspose3d,
 )
 
-COUNTED = (*CONVOLUTIONS, nn.Linear, LowRank, AttentionProducts)
+COUNTED = (*CONVOLUTIONS, nn.Linear, LowRank)
 """Modules with multiply-adds."""
 
 
@@ -35,8 +35,21 @@ class Call:
     macs: int
 
 
-def probe(model: nn.Module, example: Tensor) -> dict[nn.Module, list[Call]]:
-    """Calls of each layer in the forward pass of one sample, in order of first call.
+@dataclass(frozen=True)
+class Probe:
+    """What ran.
+
+    Attributes:
+        calls: of each layer, in order of first call.
+        outside: multiply-adds of matrix products and convolutions that no layer makes: attention's, for instance.
+    """
+
+    calls: dict[nn.Module, list[Call]]
+    outside: int
+
+
+def probe(model: nn.Module, example: Tensor) -> Probe:
+    """The forward pass of one sample.
 
     Only the first sample runs, so that nothing has to be divided by a number of samples: a branch that does not carry
     the batch, or one call for each sample, counts as what it is. A network that wants several runs on all of them.
@@ -57,25 +70,25 @@ def layer_input(inputs: tuple[Any, ...], keywords: dict[str, Any]) -> Tensor | N
     return given if isinstance(given, Tensor) else None
 
 
-def _calls(model: nn.Module, example: Tensor, samples: int) -> dict[nn.Module, list[Call]]:
+def _calls(model: nn.Module, example: Tensor, samples: int) -> Probe:
+    counter = OutsideCounter()
     calls: dict[nn.Module, list[Call]] = {}
 
     def record(module: nn.Module, inputs: tuple[Any, ...], keywords: dict[str, Any], output: Any) -> None:
         given = layer_input(inputs, keywords)
-        if isinstance(module, AttentionProducts):
-            calls.setdefault(module, []).append(Call((), module.macs(*inputs[:2]) // samples))
-        elif given is not None and isinstance(output, Tensor):
+        if given is not None and isinstance(output, Tensor):
             calls.setdefault(module, []).append(_call(module, given, output, samples))
 
     layers = [m for m in model.modules() if isinstance(m, COUNTED)]
     handles = [layer.register_forward_hook(record, with_kwargs=True) for layer in layers]
+    handles += [handle for layer in layers for handle in counter.leave_out(layer)]
     try:
-        with evaluating(model), torch.no_grad():
+        with evaluating(model), torch.no_grad(), counter.counting():
             run(model, example)
     finally:
         for handle in handles:
             handle.remove()
-    return calls
+    return Probe(calls, counter.macs // samples)
 
 
 def _call(module: nn.Module, given: Tensor, made: Tensor, samples: int) -> Call:

@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from ..errors import ModelError
-from ..lowrank.attention import AttentionProducts
 from ..lowrank.costs import break_even_rank
 from ..lowrank.forms import Form, forms_for, full_rank
 from ..lowrank.layers import LowRank
@@ -24,6 +23,9 @@ from ..lowrank.shapes import LayerShape, shape_of
 from ..tables import table
 from .opening import opened
 from .probe import COUNTED, Call, probe
+
+OUTSIDE = "(outside of layers)"
+"""Instead of a name, of what no layer computes."""
 
 
 @dataclass(frozen=True)
@@ -68,8 +70,7 @@ class Survey:
     Attributes:
         layers: every convolution and dense layer, in the order in which they run; those that never run last.
         params: parameters of the whole network, normalisation included.
-        macs: multiply-adds of all layers for one sample, and of the matrix products in `nn.MultiheadAttention`; those
-            that a module's `forward` makes without a layer are not counted.
+        macs: multiply-adds for one sample, those that no layer makes (attention's matrix products) included.
         input_shape: shape of the probe, without the batch.
     """
 
@@ -152,7 +153,8 @@ def survey(model: nn.Module, example: Tensor) -> Survey:
     names: defaultdict[nn.Module, list[str]] = defaultdict(list)
     for name, module in model.named_modules(remove_duplicate=False):
         names[module].append(name)
-    calls = probe(model, example)
+    found_out = probe(model, example)
+    calls = found_out.calls
     owners: defaultdict[int, set[nn.Module]] = defaultdict(set)
     for module in names:
         for parameter in module.parameters(recurse=False):
@@ -180,6 +182,8 @@ def survey(model: nn.Module, example: Tensor) -> Survey:
                 obstacle is None,
             )
         )
+    if found_out.outside:
+        layers.append(Layer(OUTSIDE, "products", found_out.outside, 0, None, "no layer makes them"))
     return Survey(
         tuple(layers),
         sum(p.numel() for p in model.parameters() if not _lazy(p)),
@@ -206,8 +210,6 @@ def _obstacle(
     if isinstance(module, LowRank):
         return f"already factored ({module.form}, rank {module.rank})"
     kind = type(module)
-    if isinstance(module, AttentionProducts):
-        return "attention's matrix products have no weights"
     if shape is None:
         return f"{kind.__name__} is not supported yet"
     if not shape.calls:

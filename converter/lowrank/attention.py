@@ -15,25 +15,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 
-class AttentionProducts(nn.Module):
-    """The two matrix products of attention, which have no weights; a module, so that they can be counted."""
-
-    def forward(
-        self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout: float, weighed: bool
-    ) -> tuple[Tensor, Tensor | None]:
-        """(N, heads, L, d), (N, heads, S, d), (N, heads, S, d) -> (N, heads, L, d), and the weights if asked for."""
-        if not weighed:
-            return F.scaled_dot_product_attention(q, k, v, mask, dropout), None
-        scores = q @ k.mT / math.sqrt(q.shape[-1])
-        weights = (scores if mask is None else scores + mask).softmax(-1)
-        return F.dropout(weights, dropout) @ v, weights
-
-    @staticmethod
-    def macs(q: Tensor, k: Tensor) -> int:
-        """Multiply-adds of both products."""
-        return 2 * q.numel() * k.shape[-2]
-
-
 class OpenAttention(nn.Module):
     """Multi-head attention with q_proj, k_proj, v_proj and out_proj as dense layers; else as `nn.MultiheadAttention`.
 
@@ -63,7 +44,6 @@ class OpenAttention(nn.Module):
         self.q_proj, self.k_proj, self.v_proj = (
             _dense(weight, bias, own=own) for weight, bias in zip(weights, biases, strict=True)
         )
-        self.products = AttentionProducts()
         self.out_proj = _dense(attention.out_proj.weight, attention.out_proj.bias, own=own)
         self.bias_k, self.bias_v = (
             None if value is None else _parameter(value, own=own) for value in (attention.bias_k, attention.bias_v)
@@ -101,13 +81,24 @@ class OpenAttention(nn.Module):
         k, v = projected(self.k_proj, key, self.bias_k), projected(self.v_proj, value, self.bias_v)
         added = k.shape[-2] - key.shape[0 if one else 1 - batch]
         mask = _mask(attn_mask, key_padding_mask, q, added)
-        answer, weights = self.products(q, k, v, mask, self.dropout if self.training else 0.0, need_weights)
+        answer, weights = _attended(q, k, v, mask, self.dropout if self.training else 0.0, weighed=need_weights)
         joined = answer.transpose(1, 2).flatten(2)
         joined = self.out_proj(joined.squeeze(0) if one else joined.transpose(0, batch))
         if weights is not None:
             weights = weights.mean(1) if average_attn_weights else weights
             weights = weights.squeeze(0) if one else weights
         return joined, weights
+
+
+def _attended(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout: float, *, weighed: bool
+) -> tuple[Tensor, Tensor | None]:
+    """(N, heads, L, d), (N, heads, S, d), (N, heads, S, d) -> (N, heads, L, d), and the weights if asked for."""
+    if not weighed:
+        return F.scaled_dot_product_attention(q, k, v, mask, dropout), None
+    scores = q @ k.mT / math.sqrt(q.shape[-1])
+    weights = (scores if mask is None else scores + mask).softmax(-1)
+    return F.dropout(weights, dropout) @ v, weights
 
 
 def _mask(attention: Tensor | None, padding: Tensor | None, q: Tensor, added: int) -> Tensor | None:

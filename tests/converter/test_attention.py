@@ -11,6 +11,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
+from torchvision.models.maxvit import MaxVit
+from torchvision.models.swin_transformer import (
+    PatchMergingV2,
+    ShiftedWindowAttention,
+    ShiftedWindowAttentionV2,
+    SwinTransformer,
+    SwinTransformerBlockV2,
+)
 
 import dprp
 from dprp.converter import (
@@ -30,6 +38,7 @@ from dprp.converter import (
 )
 from dprp.converter.analysis.opening import opened
 from dprp.converter.lowrank.attention import OpenAttention
+from dprp.converter.lowrank.window_attention import OpenWindowAttention
 from dprp.export import to_onnx
 
 
@@ -104,7 +113,8 @@ def test_the_survey_counts_what_runs(transformer: nn.Module, images: Tensor) -> 
     assert isinstance(transformer.encoder.layers[0].self_attn, nn.MultiheadAttention)  # type: ignore[union-attr]
     found = {layer.name: layer for layer in layers}
     assert found["encoder.layers.0.self_attn.v_proj"].reason is None
-    assert found["encoder.layers.1.self_attn.products"].reason == "attention's matrix products have no weights"
+    assert found["(outside of layers)"].macs == 2 * 2 * 16 * 16 * 32  # two layers, two products, 16 patches
+    assert found["(outside of layers)"].reason == "no layer makes them"
     counter = FlopCounterMode(display=False)
     torch.backends.mha.set_fastpath_enabled(False)
     with counter, torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
@@ -161,3 +171,51 @@ def test_it_is_read_again(transformer: nn.Module, images: Tensor, tmp_path: Path
     result.save(tmp_path / "out")
     again = dprp.load(tmp_path / "out", transformer)
     assert torch.equal(again(images), result.model(images))
+
+
+@pytest.mark.parametrize("kind", [ShiftedWindowAttention, ShiftedWindowAttentionV2])
+@pytest.mark.parametrize("shift", [[0, 0], [3, 3], [3, 0]])
+@pytest.mark.parametrize("bias", [True, False])
+def test_windows_compute_the_same(kind: type[nn.Module], shift: list[int], bias: bool) -> None:
+    torch.manual_seed(0)
+    closed = kind(24, [7, 7], shift, 4, qkv_bias=bias).eval()
+    with torch.no_grad():
+        for parameter in closed.parameters():
+            parameter.normal_(std=0.3)
+        for size in ((14, 14), (7, 7), (15, 9), (5, 5)):
+            x = torch.randn(2, *size, 24)
+            for own in (True, False):
+                torch.testing.assert_close(OpenWindowAttention(closed, own=own)(x), closed(x), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("block", [None, SwinTransformerBlockV2])
+def test_swin_from_the_survey_to_the_file(block: Any, images: Tensor, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    kind = {} if block is None else {"block": block, "downsample_layer": PatchMergingV2}
+    swin = SwinTransformer(
+        [2, 2], 32, [2, 2], [2, 4], [2, 2], num_classes=10, stochastic_depth_prob=0.0, **kind
+    ).eval()
+    layers = survey(swin, images[:1])
+    counter = FlopCounterMode(display=False)
+    with counter, torch.no_grad():
+        swin(images[:1])
+    assert layers.macs * 2 == counter.get_total_flops()
+    assert all(layer.reason is None for layer in layers if layer.name.endswith(("attn.qkv", "attn.proj")))
+    full = convert(swin, plan_ranks(layers, RankRatio(1.0)))
+    torch.testing.assert_close(full(images), swin(images), rtol=1e-4, atol=1e-4)
+    calibration = calibrate(swin, layers, images)
+    plan = plan_ranks(layers, MacBudget(0.7), energies=calibration.energies, rank_multiple=1)
+    new = convert(swin, plan, calibration=calibration)
+    assert 0.6 < plan_of(new).fraction(Unit.MACS) <= 0.7
+    to_onnx(fuse(new), images[:2], tmp_path / "small.onnx")
+
+
+def test_other_attention_is_counted_and_left(images: Tensor) -> None:
+    torch.manual_seed(0)
+    model = MaxVit((32, 32), 16, 4, [16], [1], 8, 0.0, num_classes=10).eval()
+    example = torch.randn(1, 3, 32, 32)
+    layers = survey(model, example)
+    counter = FlopCounterMode(display=False)
+    with counter, torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
+        model(example)
+    assert layers.macs * 2 == pytest.approx(counter.get_total_flops(), rel=1e-3)

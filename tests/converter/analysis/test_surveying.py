@@ -76,7 +76,7 @@ def test_attention_of_a_kind_of_its_own_reads_its_projection_without_calling_it(
             return self.inner(x, x, x, need_weights=False)[0]
 
     layers = survey(Attention().eval(), torch.randn(2, 5, 32))
-    assert [layer.name for layer in layers] == ["inner.out_proj"]
+    assert [layer.name for layer in layers] == ["inner.out_proj", "(outside of layers)"]
     assert layers.layers[0].reason is not None
 
 
