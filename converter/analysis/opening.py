@@ -80,6 +80,9 @@ def _kind(module: nn.Module) -> tuple[str, str]:
 
 
 def _is_special(module: nn.Module) -> bool:
-    """Whether there is something on it that a replacement would lose."""
-    hooked = module._forward_hooks or module._forward_pre_hooks or module._backward_hooks
-    return bool(hooked) or hasattr(module, "parametrizations")
+    """Whether there is something on it, or on a layer of its, that a replacement would lose."""
+    return any(
+        bool(part._forward_hooks or part._forward_pre_hooks or part._backward_hooks)
+        or hasattr(part, "parametrizations")
+        for part in module.modules()
+    )

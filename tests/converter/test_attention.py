@@ -135,6 +135,9 @@ def test_opening_shares_the_weights_and_only_where_it_is_asked(transformer: nn.M
     kinds = [type(layer.self_attn) for layer in half.encoder.layers]  # type: ignore[union-attr]
     assert kinds == [nn.MultiheadAttention, OpenAttention]
     torch.testing.assert_close(twin(images), transformer(images))
+    transformer.encoder.layers[0].self_attn.out_proj.register_forward_hook(lambda *_: None)  # type: ignore[union-attr, operator]
+    kinds = [type(layer.self_attn) for layer in opened(transformer).encoder.layers]  # type: ignore[union-attr]
+    assert kinds == [nn.MultiheadAttention, OpenAttention]  # a hook is not lost
 
 
 @pytest.mark.parametrize("inplace", [True, False])
