@@ -11,8 +11,9 @@ SOURCES := $(sort $(wildcard converter/*.py converter/*/*.py models/*.py export/
 demo: $(READY)
 	$(BIN)/dprp demo
 
+# Two processes of one thread each: small tensors on two threads spend their time waiting.
 test: $(READY)
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2
 
 check: $(READY)
 	$(BIN)/ruff check .
