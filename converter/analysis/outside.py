@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -45,7 +46,8 @@ class OutsideCounter:
         """Takes note of an operation."""
         count = flop_registry.get(operation)
         if count is not None and not self._inside:
-            self.macs += int(count(*given, **named, out_val=made)) // 2
+            with contextlib.suppress(Exception):  # torch's formulas are for plain tensors
+                self.macs += int(count(*given, **named, out_val=made)) // 2
 
 
 class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call, unused-ignore]
