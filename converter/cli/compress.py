@@ -41,6 +41,7 @@ def compress(asked: CompressOptions, *, made_by: str = "compress", recipe: str |
     target = parse_budget(asked.budget)
     config = asked_compression(asked)
     check_folder(output, inputs=(asked.checkpoint, data_file(asked.data)), force=asked.force)
+    folder = asked_run("compress", asked) if asked.epochs > 0 else None
     network = asked_network(asked, seed=asked.seed, dense=True)
     classes = network.classes()
     images = open_data(asked.data, classes, download=asked.download)
@@ -48,7 +49,6 @@ def compress(asked: CompressOptions, *, made_by: str = "compress", recipe: str |
     train, test = batches.train(asked.augment, asked.mix, classes), batches.test()
     calibrate_on = batches.calibration(config.images) if config.images else None
     say = silent if asked.quiet else note
-    folder = asked_run("compress", asked) if asked.epochs > 0 else None
     converted = plan_and_convert(
         network, target, config, calibrate_on=calibrate_on, folder=folder, progress=not asked.quiet
     )

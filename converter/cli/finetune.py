@@ -94,8 +94,8 @@ def finetune(asked: FinetuneOptions) -> Finetuned:
         cpu=where.type == "cpu",
     )
     file, data = asked.file, asked.data
-    folder = asked_run("finetune", asked) if is_first() else None
     target = check_compressed_target(asked.output, inputs=(file, asked.teacher, data_file(data)), force=asked.force)
+    folder = asked_run("finetune", asked) if is_first() else None
     if file.suffix.lower() != ".safetensors":
         raise OptionError(f"{file}: is not a compressed .safetensors; make one with dprp convert first")
     network = open_network(str(file), trust=asked.trust)

@@ -44,7 +44,8 @@ def test_whole_chain(dprp: Any, tmp_path: Path) -> None:
     folder = tmp_path / "out"
     run = dprp(*START, "--epochs", 1, "--batch-size", 64, "--seed", 3, "-o", folder, "--json")
     told = run.json()
-    assert _names(tmp_path) == ["out"]
+    assert _names(tmp_path) == ["out", "out.run"]
+    assert _names(tmp_path / "out.run") == ["config.json", "history.jsonl", "plan.json", "ranks.png", "recipe.yaml"]
     assert _names(folder) == FILES
     assert json.loads((folder / "summary.json").read_text()) == told
     assert (told["model"], told["budget"], told["epochs"], told["seed"]) == ("digits_cnn", "macs=0.5", 1, 3)

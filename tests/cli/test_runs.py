@@ -67,7 +67,7 @@ def test_ctrl_c_saves_and_says_how_to_go_on(
     lines = [json.loads(line) for line in (folder / "history.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == list(range(1, 23))
     assert sum("cut" in line for line in lines) > 3
-    ended = dprp("finetune", "--resume", folder)
+    ended = dprp("finetune", "--resume", folder, "--force")
     assert ended.code == 2
     assert "cut.run: has no state to go on from: its run has ended" in ended.err
 
