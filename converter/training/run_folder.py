@@ -44,7 +44,7 @@ FORMAT = "1"
 _LARGEST_CONFIG = 2**20
 
 # Of the time, saving takes at most this part; between epochs it does not happen more often than that.
-_SHARE = 0.02
+_SHARE = 0.01
 _SECONDS = 10.0
 
 
@@ -54,7 +54,7 @@ class RunFolder:
     Args:
         path: of the folder, which need not be there yet; its parent must.
         resume: go on from what is there.
-        every: save after so many steps; None for as often as takes 2 % of the time, and after each epoch.
+        every: save after so many steps; None for as often as takes 1 % of the time, and after each epoch.
         force: replace what another run left there.
         texts: what else to keep in a new one, by file name.
         log: a tracker of Accelerate's that is told of every step as well, `tensorboard` or `wandb`.

@@ -87,6 +87,6 @@ class RunOptions(Options):
     """
 
     run: Annotated[Path | None, Option(metavar="FOLDER")] = None
-    save_every: Annotated[int | None, Option(metavar="STEPS", min=0, show_default="2 % of the time")] = None
+    save_every: Annotated[int | None, Option(metavar="STEPS", min=0, show_default="1 % of the time")] = None
     resume: Annotated[Path | None, Option(metavar="FOLDER")] = None
     log: TrackerName | None = None
