@@ -103,6 +103,8 @@ class Run:
     def begin(self, *, resume: bool) -> None:
         """Starts from the beginning, or from what was kept."""
         together = self._together
+        if not resume and not self._is_sound():
+            raise TrainingError("the network holds weights that are not finite; repair the checkpoint it came from")
         if resume:
             self._restore(together.sent(self._keeper.load() if together.first else None))
             return
@@ -207,9 +209,9 @@ class Run:
         return self._bad >= _PATIENCE or not self._together.every(self._is_sound())[0]
 
     def _is_sound(self) -> bool:
-        """Whether all weights and statistics are finite."""
-        tensors = [value for value in self._student.state_dict().values() if value.is_floating_point()]
-        return all(finite(value) for value in tensors)
+        """Whether all weights and statistics are finite; other buffers may hold infinities, as masks do."""
+        statistics = (buffer for module in self._student.modules() if _is_norm(module) for buffer in module.buffers())
+        return all(finite(value) for value in (*self._student.parameters(), *statistics))
 
     def _go_back(self, losses: Losses) -> None:
         """To the last state, and on at half the rate.

@@ -235,6 +235,18 @@ def test_several_in_a_row_go_back_and_on_more_slowly(residual: nn.Module, tmp_pa
     assert again == first / 2
 
 
+def test_what_is_finite(residual: nn.Module, tmp_path: Path) -> None:
+    start = network(residual)
+    start.register_buffer("mask", torch.full((3,), -torch.inf))  # as attention has
+    folder = RunFolder(tmp_path / "run")
+    finetune(start, data(), settings(epochs=1), folder=folder, progress=False)
+    assert folder.load()["step"] == 5
+    with torch.no_grad():
+        start.norm.weight[0] = torch.nan  # type: ignore[union-attr, index, operator]
+    with pytest.raises(TrainingError, match="the network holds weights that are not finite; repair the checkpoint"):
+        finetune(start, data(), settings(budget=None), progress=False)
+
+
 def test_folders_that_do_not_fit(residual: nn.Module, tmp_path: Path) -> None:
     start, path = network(residual), tmp_path / "run"
     with pytest.raises(KeyboardInterrupt):
