@@ -121,7 +121,7 @@ def asked_run(verb: str, asked: CompressOptions | FinetuneOptions) -> RunFolder 
         folder=asked.run,
         resume=asked.resume,
         save_every=asked.save_every,
-        texts={RECIPE: written(verb, replace(asked, resume=None))},
+        texts={RECIPE: written(verb, replace(asked, run=None, resume=None))},
         log=asked.log,
         force=asked.force,
     )

@@ -41,7 +41,7 @@ def command(options: Options) -> Options:
             print(written(name, asked), end="", flush=True)
             return
         if name != "finetune" and int(os.environ.get("WORLD_SIZE", "1")) > 1:
-            raise OptionError(f"dprp {name} runs in one process; only dprp finetune runs in several, from its result")
+            raise OptionError(f"{name} runs in one process; dprp finetune runs in several, from its result")
         with working():
             answer = getattr(import_module(f".{name}", __package__), name)(asked)
         show(answer, as_json=json)

@@ -126,7 +126,8 @@ def finetune(asked: FinetuneOptions) -> Finetuned:
     if is_first():
         save_compressed(tuned, network.source, target, force=asked.force)
     if folder is not None:
-        steps = [step for step in folder.history() if step.score is not None]
+        # Those of before an interruption, too; a disk that was full has none.
+        steps = [step for step in folder.history() if step.score is not None] or steps
         folder.finish()
     # The last epoch ends with an evaluation of what was saved.
     accuracy = Accuracy(steps[-1].score or 0.0, len(images.test(network.preprocess)))  # type: ignore[arg-type]

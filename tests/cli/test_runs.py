@@ -51,6 +51,7 @@ def test_ctrl_c_saves_and_says_how_to_go_on(
     other = dprp("finetune", "--resume", folder, "--lr", 0.5)
     assert other.code == 2
     assert "its learning_rate was 0.01, now it is 0.5; go on with what it was begun with" in other.err
+    folder = folder.rename(tmp_path / "moved.run")
     told = dprp("finetune", "--resume", folder, "--json").json()
     assert {**told, "output": ""} == {**whole, "output": ""}
     first, second = (
@@ -69,7 +70,7 @@ def test_ctrl_c_saves_and_says_how_to_go_on(
     assert sum("cut" in line for line in lines) > 3
     ended = dprp("finetune", "--resume", folder, "--force")
     assert ended.code == 2
-    assert "cut.run: has no state to go on from: its run has ended" in ended.err
+    assert "moved.run: has no state to go on from: its run has ended" in ended.err
 
 
 def test_runs_elsewhere_or_nowhere(dprp: Dprp, small: Path, tmp_path: Path) -> None:
