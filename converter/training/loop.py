@@ -71,10 +71,13 @@ def finetune(
         log, logs = (None, None) if folder is None else (folder.log, folder.path / TRACKED)
         accelerator = stack.enter_context(own_accelerator(config, log=log, logs=logs))
         together = Together(accelerator)
+        if folder is not None and folder.resumes:
+            moments = folder.moments()
         run = Run(model, train, config, accelerator, together, teacher, moments, loss, folder)
         if folder is not None and together.first:
             about = {**config.told(), "processes": together.count, "data": fingerprint(train)}
-            stack.enter_context(folder.opened(about, plan_of(model).to_json()))
+            kept = moments if config.budget is not None else None  # nothing else weighs errors
+            stack.enter_context(folder.opened(about, plan_of(model).to_json(), kept))
         stack.enter_context(tracked(accelerator, config.told()))
         stop = stack.enter_context(interrupts(wait=together.sent(folder is not None)))
         shown = FinetuneBar(config.epochs, metric.name, enabled=progress and accelerator.is_main_process)

@@ -6,6 +6,7 @@
     recipe.yaml     on the command line, its options
     ranks.png       at its end: how the ranks fell, and the metric against the MACs
     tracked/        with log="tensorboard", what TensorBoard reads
+    moments.pt      what cuts weigh errors by, where the run was given it
     state.pt        where the run is: tensors and numbers, read with weights_only
     before.pt       the state before that, should the last one not read
 
@@ -27,7 +28,9 @@ import torch
 
 from ...files import quoted, reading, written_whole
 from ...files.leftovers import held, in_use, synced
+from ..analysis.calibration import Moments
 from ..errors import ConverterWarning, TrainingError
+from ..lowrank.forms import Form
 from ..planning.plan import Plan
 from .picture import draw, save
 from .record import Step
@@ -38,6 +41,7 @@ PLAN = "plan.json"
 HISTORY = "history.jsonl"
 STATE = "state.pt"
 BEFORE = "before.pt"
+MOMENTS = "moments.pt"
 PICTURE = "ranks.png"
 TRACKED = "tracked"
 FORMAT = "1"
@@ -100,12 +104,13 @@ class RunFolder:
         return (self.path / STATE).exists() or (self.path / BEFORE).exists()
 
     @contextmanager
-    def opened(self, about: Mapping[str, Any], plan: str) -> Iterator[None]:
+    def opened(self, about: Mapping[str, Any], plan: str, moments: Moments | None = None) -> Iterator[None]:
         """Keeps other runs out for as long as the block runs.
 
         Args:
             about: settings and fingerprints, plain JSON values; those of a run that goes on must be the same.
             plan: JSON, of the start.
+            moments: to keep, of a run that begins.
 
         Raises:
             TrainingError: another run is in there, this one was begun otherwise, or the disk refuses.
@@ -113,7 +118,7 @@ class RunFolder:
         if self._resume:
             self._compare(about)
         else:
-            self._begin(about, plan)
+            self._begin(about, plan, moments)
         if in_use(self.path):
             raise TrainingError(
                 f"{quoted(self.path)}: another run is using it; wait for its end, or give another one"
@@ -168,17 +173,24 @@ class RunFolder:
             if not path.is_file():
                 continue
             try:
-                state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-            except (OSError, RuntimeError, ValueError, LookupError, TypeError, UnpicklingError, EOFError) as error:
-                warnings.warn(
-                    f"{quoted(path)}: does not read ({quoted(error)}); going on from the one before",
-                    ConverterWarning,
-                    stacklevel=2,
-                )
+                state = _loaded(path)
+            except TrainingError as error:
+                warnings.warn(f"{error}; going on from the one before", ConverterWarning, stacklevel=2)
                 continue
             if isinstance(state, dict) and state.get("format") == FORMAT:
-                return state
+                return dict(state)
         raise TrainingError(f"{quoted(self.path)}: has no state that reads; begin anew with --force")
+
+    def moments(self) -> Moments | None:
+        """Those that the run began with: what is measured anew may differ in its last bits, and ranks with it.
+
+        Raises:
+            TrainingError: they do not read.
+        """
+        path = self.path / MOMENTS
+        if not path.is_file():
+            return None
+        return {(name, Form(form)): moment for name, form, moment in _loaded(path, "; begin anew with --force")}
 
     def tell(self, step: Step) -> None:
         """Adds a step to the history."""
@@ -217,13 +229,16 @@ class RunFolder:
         Args:
             metric: its name in the picture.
         """
-        for name in (STATE, BEFORE):
+        for name in (STATE, BEFORE, MOMENTS):
             (self.path / name).unlink(missing_ok=True)
         steps = self.history()
         if not steps:
             return
-        with written_whole(self.path / PICTURE, force=True, error=TrainingError) as file:
-            save(draw(steps, self._ranks(), metric), file)
+        try:
+            with written_whole(self.path / PICTURE, force=True, error=TrainingError) as file:
+                save(draw(steps, self._ranks(), metric), file)
+        except TrainingError as error:  # the result is there all the same
+            warnings.warn(f"the run has no picture ({quoted(error)})", ConverterWarning, stacklevel=2)
 
     def plan(self) -> Plan:
         """Of the network that the run began with.
@@ -238,16 +253,19 @@ class RunFolder:
     def _ranks(self) -> dict[str, int]:
         return {name: layer.rank or 0 for name, layer in self.plan().factored.items()}
 
-    def _begin(self, about: Mapping[str, Any], plan: str) -> None:
+    def _begin(self, about: Mapping[str, Any], plan: str, moments: Moments | None) -> None:
         try:
             self.path.mkdir(exist_ok=True)
-            for name in (STATE, BEFORE):  # of a run that is to be replaced; other people's files stay
+            for name in (STATE, BEFORE, MOMENTS):  # of a run that is to be replaced; other people's files stay
                 (self.path / name).unlink(missing_ok=True)
         except OSError as error:
             raise TrainingError(f"{quoted(self.path)}: cannot be written ({error.strerror})") from error
         self._write(CONFIG, json.dumps({"dprp_run": FORMAT, **about}, indent=1) + "\n")  # marks the folder as ours
         for name, text in {**self._texts, PLAN: plan + "\n", HISTORY: ""}.items():
             self._write(name, text)
+        if moments is not None:
+            with written_whole(self.path / MOMENTS, force=True, error=TrainingError) as file:
+                torch.save([(name, form.value, moment) for (name, form), moment in moments.items()], file)
 
     def _compare(self, about: Mapping[str, Any]) -> None:
         before = self._about()
@@ -301,3 +319,15 @@ class RunFolder:
 def _is_leftover(path: Path) -> bool:
     """Whether a file is what a run left that was killed before it had begun."""
     return path.name.startswith(f".{CONFIG}.dprp-")
+
+
+def _loaded(path: Path, remedy: str = "") -> Any:
+    """Tensors and plain values.
+
+    Raises:
+        TrainingError: the file does not read.
+    """
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, ValueError, LookupError, TypeError, UnpicklingError, EOFError) as error:
+        raise TrainingError(f"{quoted(path)}: does not read ({quoted(error)}){remedy}") from error

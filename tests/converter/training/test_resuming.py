@@ -129,7 +129,8 @@ def test_a_run_goes_on_as_if_it_had_not_been_stopped(
         torch.rand(3)
         rest: list[Step] = []
         folder = RunFolder(path, resume=True)
-        resumed = finetune(start, data(), config, **more, folder=folder, on_step=rest.append)
+        again = more | {"moments": None}  # which the folder has
+        resumed = finetune(start, data(), config, **again, folder=folder, on_step=rest.append)
         assert same(resumed, whole)
         assert [step.step for step in rest] == list(range(at + 1, len(told) + 1))
         assert folder.history() == told
@@ -233,6 +234,15 @@ def test_several_in_a_row_go_back_and_on_more_slowly(residual: nn.Module, tmp_pa
     assert [step.step for step in folder.history()] == list(range(1, 21))
     first, again = (step.learning_rate for step in seen if step.step == 6)
     assert again == first / 2
+
+
+def test_a_run_without_a_picture_has_ended_all_the_same(residual: nn.Module, tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "run")
+    finetune(network(residual), data(), settings(epochs=1), folder=folder, progress=False)
+    (folder.path / "plan.json").write_text("{")
+    with pytest.warns(ConverterWarning, match=r"the run has no picture \(.*plan.json"):
+        folder.finish()
+    assert not folder.begun
 
 
 def test_what_is_finite(residual: nn.Module, tmp_path: Path) -> None:
