@@ -35,7 +35,7 @@ if TYPE_CHECKING:
         PlanError,
         TrainingError,
     )
-    from .lowrank import Factors, Form, LowRank, LowRankConv2d, LowRankLinear, Unit, break_even_rank, decompose
+    from .lowrank import Factors, Form, LowRank, LowRankConv, LowRankLinear, Unit, break_even_rank, decompose
     from .planning import (
         Budget,
         Energy,
@@ -88,7 +88,7 @@ __all__ = [
     "Loaded",
     "Losses",
     "LowRank",
-    "LowRankConv2d",
+    "LowRankConv",
     "LowRankLinear",
     "MacBudget",
     "Metric",
@@ -173,7 +173,7 @@ _HOMES = {
         "Factors",
         "Form",
         "LowRank",
-        "LowRankConv2d",
+        "LowRankConv",
         "LowRankLinear",
         "Unit",
         "break_even_rank",

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..lowrank.layers import convolve
+from ..lowrank.shapes import Plain, shape_of
 from .answer_slopes import TEMPERATURE, Call, answer_slopes, centred, images_with_slopes, usable
 from .probe import evaluating
 
@@ -97,6 +99,7 @@ def _moved(module: nn.Module, change: Tensor, call: Call) -> Tensor:
     """Change of the output, less its mean; in the weight's precision, whatever the network runs in."""
     given = call.given.to(change.dtype)
     with torch.autocast(given.device.type, enabled=False):
-        if isinstance(module, nn.Conv2d):
-            return centred(module._conv_forward(given, change, None), module)
-        return centred(F.linear(given, change), module)
+        assert isinstance(module, Plain)
+        shape = shape_of(module)
+        moved = F.linear(given, change) if shape.linear else convolve(given, change, None, shape)
+        return centred(moved, module)

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..lowrank.shapes import Plain, shape_of
 from .probe import layer_input
 from .running import run, scores_in
 
@@ -90,6 +91,7 @@ def usable(call: Call, axis: int, images: int) -> bool:
 
 
 def centred(output: Tensor, module: nn.Module) -> Tensor:
-    """Less the mean over all but the channels, (N, C, H, W) or (C, H, W), or (..., features) of a dense layer."""
-    channels = output.dim() - (3 if isinstance(module, nn.Conv2d) else 1)
+    """Less the mean over all but the channels, (N, C, ...) or (C, ...), or (..., features) of a dense layer."""
+    assert isinstance(module, Plain)
+    channels = shape_of(module).channel_axis(output.dim())
     return output - output.mean([axis for axis in range(output.dim()) if axis != channels], keepdim=True)

@@ -206,14 +206,10 @@ def _products(y: Tensor, shape: LayerShape, centred: bool) -> Tensor:
     """Outputs, less their means: (groups, outputs / groups, samples) float32.
 
     Args:
-        y: (N, outputs, H, W) or (outputs, H, W); (..., outputs) for a linear layer.
+        y: (N, outputs, ...) or (outputs, ...); (..., outputs) for a linear layer.
         centred: whether the means are taken off; a layer without a bias keeps them.
     """
-    if shape.kind == "linear":
-        columns = y.reshape(-1, shape.outputs).mT
-    else:
-        columns = (y if y.dim() == 4 else y.unsqueeze(0)).transpose(0, 1).reshape(shape.outputs, -1)
-    columns = columns.float()
+    columns = y.movedim(shape.channel_axis(y.dim()), 0).reshape(shape.outputs, -1).float()
     if centred:
         columns = columns - columns.mean(-1, keepdim=True)
     return columns.reshape(shape.groups, shape.outputs // shape.groups, -1)

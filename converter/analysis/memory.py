@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterable
 
-from ..lowrank.shapes import LayerShape
+from ..lowrank.shapes import LayerShape, Map
 
 _LEAST, _MOST = 3 * 2**29, 2**32
 
@@ -38,15 +39,12 @@ def images_in_memory(shapes: Iterable[LayerShape | None], wanted: int, *, networ
 
 def bytes_kept(shape: LayerShape) -> int:
     """Of what a layer reads and gives in all its calls, for one image."""
-    return sum(
-        4 * (shape.inputs * call.height_in * call.width_in + shape.outputs * call.height_out * call.width_out)
-        for call in shape.calls
-    )
+    return sum(_values(shape, call) * 4 for call in shape.calls)
 
 
 def _bytes(shape: LayerShape) -> int:
-    values = (
-        shape.inputs * call.height_in * call.width_in + shape.outputs * call.height_out * call.width_out
-        for call in shape.calls
-    )
-    return 4 * max(values, default=0)
+    return 4 * max((_values(shape, call) for call in shape.calls), default=0)
+
+
+def _values(shape: LayerShape, call: Map) -> int:
+    return shape.inputs * math.prod(call.size_in) + shape.outputs * math.prod(call.size_out)

@@ -16,10 +16,21 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from ..lowrank.shapes import Plain, shape_of
 from .probe import evaluating
 from .running import run, same_noise, tensors_in
 
-_NORM_AFTER: dict[type, tuple[type, int]] = {nn.Conv2d: (nn.BatchNorm2d, 4), nn.Linear: (nn.BatchNorm1d, 2)}
+BatchNorm = nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d
+
+_NORM_AFTER: dict[type, tuple[type, int]] = {
+    nn.Linear: (nn.BatchNorm1d, 2),
+    nn.Conv1d: (nn.BatchNorm1d, 3),
+    nn.Conv2d: (nn.BatchNorm2d, 4),
+    nn.Conv3d: (nn.BatchNorm3d, 5),
+    nn.ConvTranspose1d: (nn.BatchNorm1d, 3),
+    nn.ConvTranspose2d: (nn.BatchNorm2d, 4),
+    nn.ConvTranspose3d: (nn.BatchNorm3d, 5),
+}
 """The kind of norm that acts on a layer's output channels, and the axes of that output."""
 
 _LOOKS = frozenset(
@@ -180,5 +191,5 @@ class _Watch(TorchFunctionMode):
 
 def _same_axis(layer: nn.Module, norm: nn.Module, output: Tensor) -> bool:
     kind, axes = _NORM_AFTER[type(layer)]
-    outputs = layer.out_channels if isinstance(layer, nn.Conv2d) else layer.out_features
-    return type(norm) is kind and output.dim() == axes and norm.num_features == outputs
+    assert isinstance(layer, Plain)
+    return type(norm) is kind and output.dim() == axes and shape_of(layer).outputs == norm.num_features

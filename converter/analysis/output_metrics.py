@@ -120,5 +120,5 @@ def output_metrics(
 def _places(call: Call, shape: LayerShape, axis: int, images: int) -> Tensor:
     """(images, places, groups, outputs / groups)."""
     (slopes,) = call.gradients
-    by_image = slopes.movedim(1, -1) if shape.kind == "conv2d" else slopes.movedim(axis, 0)
+    by_image = slopes.movedim(axis, 0) if shape.linear else slopes.movedim(1, -1)
     return by_image.reshape(images, -1, shape.groups, shape.outputs // shape.groups)

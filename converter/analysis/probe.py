@@ -12,20 +12,11 @@ from torch import Tensor, nn
 
 from ..errors import ModelError
 from ..lowrank.layers import LowRank
-from ..lowrank.shapes import Map
+from ..lowrank.shapes import LayerShape, Map, Plain, shape_of
 from .outside import OutsideCounter
 from .running import run
 
-CONVOLUTIONS = (
-    nn.Conv1d,
-    nn.Conv2d,
-    nn.Conv3d,
-    nn.ConvTranspose1d,
-    nn.ConvTranspose2d,
-    nn.ConvTranspose3d,
-)
-
-COUNTED = (*CONVOLUTIONS, nn.Linear, LowRank)
+COUNTED = (Plain, LowRank)
 """Modules with multiply-adds."""
 
 
@@ -93,29 +84,23 @@ def _calls(model: nn.Module, example: Tensor, samples: int) -> Probe:
 
 def _call(module: nn.Module, given: Tensor, made: Tensor, samples: int) -> Call:
     if isinstance(module, LowRank):
-        dense = _maps(given, made, samples, spatial=module.shape.kind == "conv2d")
-        first, second = module.factor_shapes_on(module.shape.with_calls(dense))
-        return Call(dense, first.macs + second.macs)
-    if isinstance(module, nn.Linear):
-        maps = _maps(given, made, samples, spatial=False)
-        return Call(maps, module.in_features * module.out_features * sum(m.width_out for m in maps))
-    weight = module.weight
-    assert isinstance(weight, Tensor)
-    if isinstance(module, nn.Conv2d):
-        maps = _maps(given, made, samples, spatial=True)
-        return Call(maps, weight.numel() * sum(m.height_out * m.width_out for m in maps))
-    transposed = isinstance(module, (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d))
-    # Each input pixel of a transposed convolution, each output pixel of a plain one, meets one filter.
-    return Call((), max(1, (given if transposed else made).numel() // samples) * weight[0].numel())
+        maps = _maps(given, made, samples, module.shape)
+        first, second = module.factor_shapes_on(module.shape.with_calls(maps))
+        return Call(maps, first.macs + second.macs)
+    assert isinstance(module, Plain)
+    shape = shape_of(module)
+    maps = _maps(given, made, samples, shape)
+    return Call(maps, shape.with_calls(maps).macs)
 
 
-def _maps(given: Tensor, made: Tensor, samples: int, *, spatial: bool) -> tuple[Map, ...]:
-    if not spatial:
+def _maps(given: Tensor, made: Tensor, samples: int, shape: LayerShape) -> tuple[Map, ...]:
+    if shape.linear:
         rows = max(1, made.numel() // made.shape[-1] // samples)
-        return (Map(1, rows, 1, rows),)
-    one = Map(given.shape[-2], given.shape[-1], made.shape[-2], made.shape[-1])
+        return (Map((1, rows), (1, rows)),)
+    axes = len(shape.kernel)
+    one = Map(tuple(given.shape[-axes:]), tuple(made.shape[-axes:]))
     # A model may fold time or windows into the batch: then one sample makes several maps.
-    return (one,) * max(1, (made.shape[0] if made.dim() == 4 else 1) // samples)
+    return (one,) * max(1, (made.shape[0] if made.dim() == 2 + axes else 1) // samples)
 
 
 @contextmanager

@@ -19,7 +19,7 @@ from ..errors import ModelError
 from ..lowrank.costs import break_even_rank
 from ..lowrank.forms import Form, forms_for, full_rank
 from ..lowrank.layers import LowRank
-from ..lowrank.shapes import LayerShape, shape_of
+from ..lowrank.shapes import KINDS, LayerShape, Plain, shape_of
 from ..tables import table
 from .opening import opened
 from .probe import COUNTED, Call, probe
@@ -127,7 +127,7 @@ class Survey:
 
 
 def _weight(shape: LayerShape) -> str:
-    return " x ".join(str(n) for n in (shape.weight if shape.kind == "conv2d" else shape.weight[:2]))
+    return " x ".join(str(n) for n in (shape.weight[:2] if shape.linear else shape.weight))
 
 
 def _full(layer: Layer, form: Form) -> int:
@@ -196,7 +196,7 @@ def _shape(module: nn.Module, calls: list[Call]) -> LayerShape | None:
     maps = tuple(m for call in calls for m in call.maps)
     if isinstance(module, LowRank):
         return module.shape.with_calls(maps)
-    if isinstance(module, (nn.Conv2d, nn.Linear)) and not any(_lazy(p) for p in module.parameters()):
+    if isinstance(module, Plain) and not any(_lazy(p) for p in module.parameters()):
         return shape_of(module).with_calls(maps)
     return None
 
@@ -214,7 +214,7 @@ def _obstacle(
         return f"{kind.__name__} is not supported yet"
     if not shape.calls:
         return "its forward did not run in the probe"
-    plain = nn.Conv2d if isinstance(module, nn.Conv2d) else nn.Linear
+    plain = KINDS[shape.kind]
     if any(
         getattr(kind, method, None) is not getattr(plain, method, None) for method in ("forward", "_conv_forward")
     ):

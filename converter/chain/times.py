@@ -58,12 +58,16 @@ def _plain(shape: LayerShape, call: int) -> PlainLayer:
         shape.kind,
         shape.inputs,
         shape.outputs,
-        shape.kernel,
-        shape.stride,
-        (shape.padding.top, shape.padding.bottom, shape.padding.left, shape.padding.right),
-        shape.dilation,
+        _pair(shape.kernel),
+        _pair(shape.stride),
+        (*shape.padding[0], *shape.padding[1]),
+        _pair(shape.dilation),
         shape.groups,
         shape.bias,
-        here.height_in,
-        here.width_in,
+        *here.size_in,
     )
+
+
+def _pair(sizes: tuple[int, ...]) -> tuple[int, int]:
+    height, width = sizes
+    return height, width

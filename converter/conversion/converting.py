@@ -17,6 +17,7 @@ from ..errors import ModelError
 from ..lowrank.decomposition import Factors, decompose
 from ..lowrank.forms import matricise
 from ..lowrank.layers import LowRank, low_rank
+from ..lowrank.shapes import Plain
 from ..planning.plan import LayerPlan, Plan
 from .attached import attach_images, attachments, forget_plan
 from .batchnorm import reestimate, running_statistics, shift_norms
@@ -68,7 +69,7 @@ def convert(
     # Statistics are judged by the dense network's answers, which has gone by then where it is changed itself.
     dense = copied(model) if inplace and calibration is not None else model
 
-    def factor(name: str, layer: nn.Conv2d | nn.Linear, wanted: LayerPlan) -> LowRank:
+    def factor(name: str, layer: Plain, wanted: LayerPlan) -> LowRank:
         if name in made.layers:
             return made.layers[name]
         assert wanted.shape is not None

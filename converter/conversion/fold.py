@@ -17,9 +17,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
-from ..analysis.norm_pairs import Pair, norm_pairs
+from ..analysis.norm_pairs import BatchNorm, Pair, norm_pairs
 from ..analysis.running import copied
 from ..errors import ConverterWarning, ModelError
+from ..lowrank.forms import Form, matricise, rebuild
+from ..lowrank.shapes import Plain, shape_of
 from .trial import Trial
 
 
@@ -62,8 +64,8 @@ def fold(model: nn.Module, pairs: Sequence[Pair]) -> dict[str, nn.Module]:
     before: dict[str, nn.Module] = {}
     for pair in pairs:
         layer, norm = model.get_submodule(pair.layer), model.get_submodule(pair.norm)
-        assert isinstance(layer, (nn.Conv2d, nn.Linear))
-        assert isinstance(norm, (nn.BatchNorm1d, nn.BatchNorm2d))
+        assert isinstance(layer, Plain)
+        assert isinstance(norm, BatchNorm)
         before |= {pair.layer: layer, pair.norm: norm}
         put(model, {pair.layer: _folded(layer, norm), pair.norm: nn.Identity()})
     return before
@@ -78,12 +80,13 @@ def put(model: nn.Module, modules: dict[str, nn.Module]) -> None:
             setattr(model.get_submodule(parent), child, old[module])
 
 
-def _folded(layer: nn.Conv2d | nn.Linear, norm: nn.BatchNorm1d | nn.BatchNorm2d) -> nn.Module:
+def _folded(layer: Plain, norm: BatchNorm) -> nn.Module:
     def exact(tensor: Tensor | None) -> Any:  # None where there is none, which the signature of torch's helper lacks
         return None if tensor is None else tensor.detach().double()
 
-    weight, bias = fuse_conv_bn_weights(
-        exact(layer.weight),
+    shape = shape_of(layer)
+    matrix, bias = fuse_conv_bn_weights(
+        matricise(exact(layer.weight), shape, Form.CHANNEL).reshape(shape.outputs, -1),
         exact(layer.bias),
         exact(norm.running_mean),
         exact(norm.running_var),
@@ -93,7 +96,8 @@ def _folded(layer: nn.Conv2d | nn.Linear, norm: nn.BatchNorm1d | nn.BatchNorm2d)
     )
     folded = copy.deepcopy(layer)
     wanted = layer.weight.requires_grad
-    folded.weight = nn.Parameter(weight.detach().to(layer.weight), wanted)
+    weight = rebuild(matrix.detach(), shape, Form.CHANNEL).reshape(layer.weight.shape)
+    folded.weight = nn.Parameter(weight.to(layer.weight), wanted)
     folded.bias = nn.Parameter(bias.detach().to(layer.weight), wanted)
     return folded
 

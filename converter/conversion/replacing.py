@@ -10,7 +10,7 @@ from torch import nn
 from ..analysis.opening import open_in_place
 from ..errors import PlanError
 from ..lowrank.layers import LowRank
-from ..lowrank.shapes import shape_of
+from ..lowrank.shapes import Plain, shape_of
 from ..planning.plan import LayerPlan, Plan
 from .attached import attach_plan
 
@@ -22,7 +22,7 @@ def restructure(model: nn.Module, plan: Plan) -> nn.Module:
         PlanError: the plan does not fit the model. Nothing has been changed then.
     """
 
-    def room(_name: str, layer: nn.Conv2d | nn.Linear, wanted: LayerPlan) -> LowRank:
+    def room(_name: str, layer: Plain, wanted: LayerPlan) -> LowRank:
         assert wanted.shape is not None
         assert wanted.form is not None
         assert wanted.rank is not None
@@ -43,7 +43,7 @@ def check_fit(model: nn.Module, plan: Plan) -> None:
             raise PlanError(f"{name}: the model has no such layer; make the plan from this model")
         if not name:
             raise PlanError("the model is itself a single layer; wrap it in nn.Sequential")
-        if not isinstance(layer, (nn.Conv2d, nn.Linear)) or wanted.shape is None:
+        if not isinstance(layer, Plain) or wanted.shape is None:
             raise PlanError(f"{name}: a {type(layer).__name__} cannot be factored; set form and rank to null")
         if not shape_of(layer).same_layer(wanted.shape):
             raise PlanError(
@@ -58,7 +58,7 @@ def check_fit(model: nn.Module, plan: Plan) -> None:
 def replace_layers(
     model: nn.Module,
     plan: Plan,
-    make: Callable[[str, nn.Conv2d | nn.Linear, LayerPlan], LowRank],
+    make: Callable[[str, Plain, LayerPlan], LowRank],
 ) -> nn.Module:
     """Puts a new layer wherever the plan factors one: checks first, then makes all, then swaps all."""
     check_fit(model, plan)
@@ -67,7 +67,7 @@ def replace_layers(
     made: dict[nn.Module, LowRank] = {}
     for name, wanted in plan.factored.items():
         layer = by_name[name]
-        assert isinstance(layer, (nn.Conv2d, nn.Linear))
+        assert isinstance(layer, Plain)
         replacement = make(name, layer, wanted)
         replacement.train(layer.training)
         for parameter in replacement.parameters():

@@ -32,6 +32,7 @@ from ..analysis.running import copied, run
 from ..analysis.surveying import survey
 from ..errors import ConverterWarning, ModelError
 from ..lowrank.layers import LowRank
+from ..lowrank.shapes import Plain
 from ..planning.plan import Plan
 from .twins import Cut, Refit, Twin
 
@@ -47,7 +48,7 @@ class Reconstruction(NamedTuple):
 
     layers: dict[str, LowRank]
     shifts: dict[str, Tensor]
-    refits: dict[str, nn.Conv2d | nn.Linear]
+    refits: dict[str, Plain]
 
 
 @torch.no_grad()
@@ -94,7 +95,7 @@ def reconstruct(
     twins: dict[nn.Module, Twin] = {}
     for name in (*plan.factored, *staying):
         dense = by_name[name]
-        assert isinstance(dense, (nn.Conv2d, nn.Linear))
+        assert isinstance(dense, Plain)
         wanted = plan.factored.get(name)
         shape = staying[name] if wanted is None else wanted.shape
         assert shape is not None

@@ -15,12 +15,12 @@ from torch import Tensor, nn
 
 from ..analysis.running import named
 from ..lowrank.decomposition import Factors, decompose
-from ..lowrank.forms import Form, matricise, matrix_size
+from ..lowrank.forms import Form, matricise, matrix_size, rebuild
 from ..lowrank.layers import LowRank, low_rank
 from ..lowrank.moments import LARGEST_MOMENT, PairMoments, pair_moments
 from ..lowrank.refitting import refit_second
 from ..lowrank.regression import RIDGES, best_ridge, nearest_map
-from ..lowrank.shapes import LayerShape
+from ..lowrank.shapes import LayerShape, Plain
 
 _FEWEST_TO_SPLIT = 12
 """Images below which none is spared to choose a ridge by."""
@@ -38,7 +38,7 @@ class Twin(nn.Module):
     def __init__(
         self,
         name: str,
-        dense: nn.Conv2d | nn.Linear,
+        dense: Plain,
         shape: LayerShape,
         batch: int,
         axis: int | None,
@@ -49,11 +49,10 @@ class Twin(nn.Module):
         super().__init__()
         self.name = name
         self.dense = dense
-        self.made: LowRank | nn.Conv2d | nn.Linear | None = None
+        self.made: LowRank | Plain | None = None
         self.shift: Tensor | None = None
         # Features lie on a dense layer's last axis, channels on a convolution's axis 1.
-        inner = isinstance(dense, nn.Conv2d)
-        self.axis = axis if axis == 0 or not inner else None
+        self.axis = axis if axis == 0 or shape.linear else None
         self._shape = shape
         self._batch = batch
         self._centred = normed or dense.bias is not None
@@ -92,7 +91,7 @@ class Twin(nn.Module):
     def _alone(self) -> None:
         """Makes the replacement without images, if there is to be one."""
 
-    def _fit(self, x: Tensor, z: Tensor, wanted: Tensor) -> LowRank | nn.Conv2d | nn.Linear:
+    def _fit(self, x: Tensor, z: Tensor, wanted: Tensor) -> LowRank | Plain:
         raise NotImplementedError
 
     def _tell(self) -> None:
@@ -127,7 +126,7 @@ class Twin(nn.Module):
     def _centre(self, moments: PairMoments) -> PairMoments:
         return moments.centred() if self._centred else moments
 
-    def _take_up_mean(self, made: LowRank | nn.Conv2d | nn.Linear, z: Tensor, wanted: Tensor) -> None:
+    def _take_up_mean(self, made: LowRank | Plain, z: Tensor, wanted: Tensor) -> None:
         if not self._centred:
             return
         weight = next(made.parameters())
@@ -140,7 +139,7 @@ class Twin(nn.Module):
             self.shift = mean
 
     def _channels(self, output: Tensor) -> int:
-        return 1 if isinstance(self.dense, nn.Conv2d) else output.dim() - 1
+        return self._shape.channel_axis(output.dim())
 
     def _along_channels(self, values: Tensor, output: Tensor) -> Tensor:
         sizes = [1] * output.dim()
@@ -177,7 +176,7 @@ class Cut(Twin):
         else:
             whole, moments = self._nearest_map(x, z, form)
             factors = decompose(whole, self._rank, moments.ridged(self._ridge), self._metric)
-            if shape.kind == "conv2d":
+            if not shape.linear:
                 power = float(moments.second.diagonal(dim1=-2, dim2=-1).mean())
                 judges = self._judges(len(z))
                 weight, centred = self.dense.weight, self._centred
@@ -194,12 +193,12 @@ class Cut(Twin):
 class Refit(Twin):
     """A layer that stays dense, and takes the weight that makes up for the errors before it."""
 
-    made: nn.Conv2d | nn.Linear | None
+    made: Plain | None
 
     def _unneeded(self, x: Tensor, z: Tensor) -> bool:
         return torch.equal(x, z)  # nothing before it has changed
 
-    def _fit(self, x: Tensor, z: Tensor, wanted: Tensor) -> nn.Conv2d | nn.Linear:
+    def _fit(self, x: Tensor, z: Tensor, wanted: Tensor) -> Plain:
         columns = matrix_size(self._shape, Form.CHANNEL)[1]
         if columns > LARGEST_MOMENT:
             return copy.deepcopy(self.dense)
@@ -212,5 +211,5 @@ class Refit(Twin):
             x, z = x.index_select(self.axis, some), z.index_select(self.axis, some)
         whole, _ = self._nearest_map(x, z, Form.CHANNEL)
         made = copy.deepcopy(self.dense)
-        made.weight.copy_(whole.reshape(made.weight.shape))
+        made.weight.copy_(rebuild(whole, self._shape, Form.CHANNEL).reshape(made.weight.shape))
         return made

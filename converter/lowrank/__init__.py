@@ -7,13 +7,13 @@ Knows nothing of networks.
 from .costs import Unit, break_even_rank
 from .decomposition import Factors, decompose
 from .forms import Form
-from .layers import LowRank, LowRankConv2d, LowRankLinear
+from .layers import LowRank, LowRankConv, LowRankLinear
 
 __all__ = [
     "Factors",
     "Form",
     "LowRank",
-    "LowRankConv2d",
+    "LowRankConv",
     "LowRankLinear",
     "Unit",
     "break_even_rank",

@@ -1,28 +1,41 @@
 """Forms: how a kernel becomes two.
 
-A weight W (outputs, inputs / groups, k_h, k_w) is unfolded into a matrix M (rows x columns); M = u diag(s) v
-of rank r then reads back as a first layer v (inputs -> r) and a second layer u (r -> outputs):
+A form is the set of kernel axes that the first of two layers takes; the second takes the others. The weight
+W (outputs, inputs / groups, *kernel) is unfolded into a matrix M whose columns are the inputs and the axes taken, and
+whose rows are the outputs and the others; M = u diag(s) v of rank r then reads back as a first layer v (inputs -> r)
+and a second layer u (r -> outputs), each a point on the axes that it does not take:
 
-    form       M                                     first layer v        second layer u
-    channel    (outputs) x (inputs k_h k_w)          k_h x k_w, strided   1 x 1
-    pointwise  (outputs k_h k_w) x (inputs)          1 x 1                k_h x k_w, strided
-    spatial    (outputs k_w) x (inputs k_h)          k_h x 1              1 x k_w
-    spatial_t  (outputs k_h) x (inputs k_w)          1 x k_w              k_h x 1
+    form          the first layer takes      of a k_h x k_w kernel, then      and
+    channel       every axis                 k_h x k_w, strided               1 x 1
+    pointwise     none                       1 x 1                            k_h x k_w, strided
+    spatial       height                     k_h x 1                          1 x k_w
+    spatial_t     width                      1 x k_w                          k_h x 1
+    depth         depth, of a video's kernel, whose first axis is time
+    depth_height  depth and height
+    depth_width   depth and width
+    height_width  height and width, and time comes after: (2+1)-d
 
-With groups every matrix gains a leading axis of that length, and r counts per group. Padding acts on each axis
-alone, so each factor pads the axis it convolves and every form is exact in every padding mode.
+With groups every matrix gains a leading axis of that length, and r counts per group. Padding, stride, dilation and
+output padding act on each axis alone and go with it, so that every form is exact in every padding mode, for plain and
+for transposed convolutions.
 
-Source: channel, Zhang et al. 2015; pointwise, Denil et al. 2013; spatial, Jaderberg et al. 2014.
+Source: channel, Zhang et al. 2015; pointwise, Denil et al. 2013; spatial, Jaderberg et al. 2014; height_width, Tran
+et al. 2018.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Collection, Hashable
 from dataclasses import replace
 from enum import Enum
 
 from torch import Tensor
 
-from .shapes import LayerShape, Map, Padding
+from .shapes import LayerShape, Map
+
+_AXES = "dhw"
+"""Depth, height and width; a 2-d kernel has the last two, a 1-d one the last."""
 
 
 class Form(str, Enum):
@@ -32,40 +45,84 @@ class Form(str, Enum):
     POINTWISE = "pointwise"
     SPATIAL = "spatial"
     SPATIAL_T = "spatial_t"
+    DEPTH = "depth"
+    DEPTH_HEIGHT = "depth_height"
+    DEPTH_WIDTH = "depth_width"
+    HEIGHT_WIDTH = "height_width"
 
     def __str__(self) -> str:
         return self.value
 
+    def taken(self, axes: int) -> tuple[bool, ...]:
+        """Of the kernel's axes, those that the first layer takes."""
+        return tuple(axis in _TAKEN[self] for axis in _AXES[-axes:])
+
+
+_TAKEN = {
+    Form.CHANNEL: _AXES,
+    Form.POINTWISE: "",
+    Form.SPATIAL: "h",
+    Form.SPATIAL_T: "w",
+    Form.DEPTH: "d",
+    Form.DEPTH_HEIGHT: "dh",
+    Form.DEPTH_WIDTH: "dw",
+    Form.HEIGHT_WIDTH: "hw",
+}
+
 
 def forms_for(shape: LayerShape) -> tuple[Form, ...]:
-    """The forms that differ for this layer.
+    """The forms that differ for this layer, of those that cut the same matrix the cheapest.
 
-    A 1 x 1 kernel has one form and a 1 x k kernel two; the transposed spatial form costs something else only
-    where the layer is strided or not square.
+    An axis of one pixel makes no difference to the matrix, and two axes that are alike, unstrided, may change places.
     """
-    if shape.kernel == (1, 1):
-        return (Form.CHANNEL,)
-    if 1 in shape.kernel:
-        return (Form.CHANNEL, Form.POINTWISE)
-    square = (
-        shape.kernel[0] == shape.kernel[1]
-        and shape.stride == (1, 1)
-        and all(m.height_in == m.width_in and m.height_out == m.width_out for m in shape.calls)
-    )
-    both = (Form.CHANNEL, Form.POINTWISE, Form.SPATIAL)
-    return both if square else (*both, Form.SPATIAL_T)
+    cheapest: dict[Hashable, Form] = {}
+    for form in Form:
+        taken = [_likeness(shape, axis) for axis, take in enumerate(form.taken(len(shape.kernel))) if take]
+        same = tuple(sorted(filter(None, taken)))
+        if same not in cheapest or _macs(shape, form) < _macs(shape, cheapest[same]):
+            cheapest[same] = form
+    return tuple(sorted(cheapest.values(), key=list(Form).index))
+
+
+def forms_of(shape: LayerShape) -> tuple[Form, ...]:
+    """Every form that this layer's kernel has axes for, those included that cost the same as another."""
+    axes = set(_AXES[-len(shape.kernel) :])
+    split = [form for form in Form if set(_TAKEN[form]) < axes]
+    return (Form.CHANNEL,) if max(shape.kernel) == 1 else (Form.CHANNEL, *split)
+
+
+def asked_of(shape: LayerShape, asked: Collection[Form]) -> tuple[Form, ...]:
+    """A layer's forms that are among those asked for, or all of them where none is.
+
+    Who asks for `spatial` means every way to split the window.
+    """
+    own = forms_for(shape)
+    split = Form.SPATIAL in asked
+    whole = (Form.CHANNEL, Form.POINTWISE)
+    return tuple(form for form in own if form in asked or (split and form not in whole)) or own
+
+
+def _likeness(shape: LayerShape, axis: int) -> str:
+    """The same for axes that may change places; "" for one of a single pixel."""
+    if shape.kernel[axis] == 1:
+        return ""
+    if shape.stride[axis] != 1:
+        return f"axis {axis}"
+    sizes = [(call.size_in[axis], call.size_out[axis]) for call in shape.calls]
+    return f"{shape.kernel[axis]} on {sizes}"
+
+
+def _macs(shape: LayerShape, form: Form) -> int:
+    first, second = factor_shapes(shape, form, 1)
+    return first.macs + second.macs
 
 
 def matrix_size(shape: LayerShape, form: Form) -> tuple[int, int]:
     """(rows, columns) of M for one group."""
-    outputs, inputs, height, width = shape.weight
-    outputs //= shape.groups
-    return {
-        Form.CHANNEL: (outputs, inputs * height * width),
-        Form.POINTWISE: (outputs * height * width, inputs),
-        Form.SPATIAL: (outputs * width, inputs * height),
-        Form.SPATIAL_T: (outputs * height, inputs * width),
-    }[form]
+    taken = form.taken(len(shape.kernel))
+    columns = math.prod(size for size, take in zip(shape.kernel, taken, strict=True) if take)
+    rows = math.prod(shape.kernel) // columns
+    return shape.outputs // shape.groups * rows, shape.inputs // shape.groups * columns
 
 
 def full_rank(shape: LayerShape, form: Form) -> int:
@@ -73,13 +130,14 @@ def full_rank(shape: LayerShape, form: Form) -> int:
     return min(matrix_size(shape, form))
 
 
-# Where the five axes (group, output, input, k_h, k_w) go: rows first, then columns.
-_AXES = {
-    Form.CHANNEL: (0, 1, 2, 3, 4),
-    Form.POINTWISE: (0, 1, 3, 4, 2),
-    Form.SPATIAL: (0, 1, 4, 2, 3),
-    Form.SPATIAL_T: (0, 1, 3, 2, 4),
-}
+def _unfolding(shape: LayerShape, form: Form) -> tuple[list[int], list[int]]:
+    """Sizes of a weight's axes, groups apart, and their order in M: groups, rows, columns."""
+    across, along, *kernel = shape.weight
+    outputs, inputs = (2, 1) if shape.transposed else (1, 2)
+    taken = form.taken(len(kernel))
+    rows = [axis for axis, take in enumerate(taken, 3) if not take]
+    columns = [axis for axis, take in enumerate(taken, 3) if take]
+    return [shape.groups, across // shape.groups, along, *kernel], [0, outputs, *rows, inputs, *columns]
 
 
 def matricise(weight: Tensor, shape: LayerShape, form: Form) -> Tensor:
@@ -91,85 +149,52 @@ def matricise(weight: Tensor, shape: LayerShape, form: Form) -> Tensor:
     Returns:
         M (rows, columns), or (groups, rows, columns) when there is more than one group.
     """
-    outputs, inputs, height, width = shape.weight
-    split = weight.reshape(shape.groups, outputs // shape.groups, inputs, height, width)
-    matrix = split.permute(_AXES[form]).reshape(shape.groups, *matrix_size(shape, form))
+    sizes, order = _unfolding(shape, form)
+    matrix = weight.reshape(sizes).permute(order).reshape(shape.groups, *matrix_size(shape, form))
     return matrix.squeeze(0) if shape.groups == 1 else matrix
 
 
 def rebuild(matrix: Tensor, shape: LayerShape, form: Form) -> Tensor:
     """Folds a matrix back into a weight of `shape.weight`; the inverse of `matricise`."""
-    outputs, inputs, height, width = shape.weight
-    sizes = (shape.groups, outputs // shape.groups, inputs, height, width)
-    axes = _AXES[form]
-    back = [axes.index(axis) for axis in range(5)]
-    return matrix.reshape([sizes[axis] for axis in axes]).permute(back).reshape(shape.weight)
+    sizes, order = _unfolding(shape, form)
+    back = [order.index(axis) for axis in range(len(order))]
+    return matrix.reshape([sizes[axis] for axis in order]).permute(back).reshape(shape.weight)
 
 
 def factor_shapes(shape: LayerShape, form: Form, rank: int) -> tuple[LayerShape, LayerShape]:
     """Geometry of the two layers that a form makes of one, first and second; the second has the bias."""
-    k_h, k_w = shape.kernel
-    s_h, s_w = shape.stride
-    d_h, d_w = shape.dilation
-    pad = shape.padding
-    down = ((k_h, 1), (s_h, 1), Padding(pad.top, pad.bottom, 0, 0), (d_h, 1))
-    across = ((1, k_w), (1, s_w), Padding(0, 0, pad.left, pad.right), (1, d_w))
-    whole = (shape.kernel, shape.stride, shape.padding, shape.dilation)
-    point = ((1, 1), (1, 1), Padding(), (1, 1))
-    first_window, second_window = {
-        Form.CHANNEL: (whole, point),
-        Form.POINTWISE: (point, whole),
-        Form.SPATIAL: (down, across),
-        Form.SPATIAL_T: (across, down),
-    }[form]
-    between = [_between(call, form) for call in shape.calls]
-    kernel, stride, padding, dilation = first_window
+    taken = form.taken(len(shape.kernel))
+    between = [
+        tuple(out if take else into for into, out, take in zip(*call, taken, strict=True)) for call in shape.calls
+    ]
     first = replace(
-        shape,
+        shape.along(taken),
         outputs=rank * shape.groups,
-        kernel=kernel,
-        stride=stride,
-        padding=padding,
-        dilation=dilation,
         bias=False,
-        calls=tuple(Map(c.height_in, c.width_in, h, w) for c, (h, w) in zip(shape.calls, between, strict=True)),
+        calls=tuple(Map(call.size_in, size) for call, size in zip(shape.calls, between, strict=True)),
     )
-    kernel, stride, padding, dilation = second_window
     second = replace(
-        shape,
+        shape.along([not take for take in taken]),
         inputs=rank * shape.groups,
-        kernel=kernel,
-        stride=stride,
-        padding=padding,
-        dilation=dilation,
-        calls=tuple(Map(h, w, c.height_out, c.width_out) for c, (h, w) in zip(shape.calls, between, strict=True)),
+        calls=tuple(Map(size, call.size_out) for call, size in zip(shape.calls, between, strict=True)),
     )
     return first, second
 
 
-def _between(call: Map, form: Form) -> tuple[int, int]:
-    """Height and width of the map between the two layers."""
-    return {
-        Form.CHANNEL: (call.height_out, call.width_out),
-        Form.POINTWISE: (call.height_in, call.width_in),
-        Form.SPATIAL: (call.height_out, call.width_in),
-        Form.SPATIAL_T: (call.height_in, call.width_out),
-    }[form]
-
-
 def factor_weights(u: Tensor, v: Tensor, shape: LayerShape, form: Form) -> tuple[Tensor, Tensor]:
-    """Kernels of the two layers.
+    """Kernels of the two layers, as `factor_shapes` says: v is the first one's columns, and u the second one's rows.
 
     Args:
         u: (rows, r), or (groups, rows, r).
         v: (r, columns), or (groups, r, columns).
-
-    Returns:
-        first (groups r, inputs / groups, ., .) and second (outputs, r, ., .), as `factor_shapes` says.
     """
-    rank = u.shape[-1]
-    first_shape, second_shape = factor_shapes(shape, form, rank)
-    first = v.reshape(first_shape.weight)
-    outputs, _, height, width = second_shape.weight
-    second = u.reshape(outputs, height, width, rank).permute(0, 3, 1, 2)
-    return first, second
+    first, second = factor_shapes(shape, form, u.shape[-1])
+    return rebuild(v, first, Form.CHANNEL), rebuild(u, second, Form.POINTWISE)
+
+
+def factor_matrices(
+    first_weight: Tensor, second_weight: Tensor, shape: LayerShape, form: Form, rank: int
+) -> tuple[Tensor, Tensor]:
+    """u and v of two kernels; the inverse of `factor_weights`."""
+    first, second = factor_shapes(shape, form, rank)
+    return matricise(second_weight, second, Form.POINTWISE), matricise(first_weight, first, Form.CHANNEL)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -114,11 +115,11 @@ class LowRank(nn.Module):
         return samples * self.shape.macs * _TWO_STEPS_PAY_BELOW + build < samples * (first.macs + second.macs)
 
 
-class LowRankConv2d(ConvFace, LowRank):
-    """A low-rank convolution: (N, inputs, H, W) -> (N, outputs, H', W')."""
+class LowRankConv(ConvFace, LowRank):
+    """A low-rank convolution, plain or transposed: (N, inputs, ...) -> (N, outputs, ...), or one sample without N."""
 
     def forward(self, input: Tensor) -> Tensor:
-        if self._one_step_is_cheaper(input.shape[0] if input.dim() == 4 else 1):
+        if self._one_step_is_cheaper(input.shape[0] if input.dim() == 2 + len(self.shape.kernel) else 1):
             return convolve(input, self.weight, self.bias, self.shape)
         first, second = factor_shapes(self.shape, self.form, self.rank)
         inner, outer = self.kernels()
@@ -139,18 +140,35 @@ class LowRankLinear(LinearFace, LowRank):
 
 def low_rank(shape: LayerShape, form: Form, factors: Factors, bias: Tensor | None) -> LowRank:
     """The low-rank layer of the right kind."""
-    kind = LowRankLinear if shape.kind == "linear" else LowRankConv2d
+    kind = LowRankLinear if shape.linear else LowRankConv
     return kind(shape, form, factors, bias)
 
 
 def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, shape: LayerShape) -> Tensor:
     """A convolution of this geometry, in every padding mode."""
-    pad = shape.padding
-    if shape.padding_mode == "zeros" and pad.even:
-        amounts = (pad.top, pad.left)
-    else:
-        mode = "constant" if shape.padding_mode == "zeros" else shape.padding_mode
-        if any(pad):
-            x = F.pad(x, (pad.left, pad.right, pad.top, pad.bottom), mode=mode)
-        amounts = (0, 0)
-    return F.conv2d(x, weight, bias, shape.stride, amounts, shape.dilation, shape.groups)
+    operation = _OPERATIONS[shape.kind]
+    amounts = tuple(before for before, _ in shape.padding)
+    if not shape.transposed and (shape.padding_mode != "zeros" or not shape.even):
+        x, amounts = padded(x, shape), (0,) * len(amounts)
+    more = {"output_padding": shape.output_padding} if shape.output_padding else {}
+    made: Tensor = operation(
+        x, weight, bias, stride=shape.stride, padding=amounts, dilation=shape.dilation, groups=shape.groups, **more
+    )
+    return made
+
+
+def padded(x: Tensor, shape: LayerShape) -> Tensor:
+    """What a convolution's windows lie on."""
+    mode = "constant" if shape.padding_mode == "zeros" else shape.padding_mode
+    amounts = [amount for pair in reversed(shape.padding) for amount in pair]  # torch begins with the last axis
+    return F.pad(x, amounts, mode=mode) if any(amounts) else x
+
+
+_OPERATIONS: dict[str, Any] = {
+    "conv1d": F.conv1d,
+    "conv2d": F.conv2d,
+    "conv3d": F.conv3d,
+    "conv_transpose1d": F.conv_transpose1d,
+    "conv_transpose2d": F.conv_transpose2d,
+    "conv_transpose3d": F.conv_transpose3d,
+}

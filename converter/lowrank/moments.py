@@ -6,16 +6,19 @@ which its weight matters. Patches are gathered for a few images at a time, so me
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Iterable, Iterator
-from typing import NamedTuple
+from dataclasses import replace
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from ..errors import ModelError
 from .decomposition import regularised
 from .forms import Form, factor_shapes
+from .layers import padded
 from .shapes import LayerShape
 
 _CHUNK_BYTES = 64 * 2**20
@@ -69,7 +72,7 @@ def pair_moments(x: Tensor, z: Tensor, shape: LayerShape, form: Form) -> PairMom
     """Moments of the patches that the first factor sees.
 
     Args:
-        x, z: (N, inputs, H, W), or (..., inputs) for a linear layer; the same tensor when there is one network.
+        x, z: (N, inputs, ...), or (..., inputs) for a linear layer; the same tensor when there is one network.
         shape, form: the layer and its form; n is the number of columns of its matrix.
 
     Raises:
@@ -133,38 +136,54 @@ def patches(x: Tensor, layer: LayerShape) -> Iterator[Tensor]:
     """What a layer multiplies with its weight, some images at a time.
 
     Args:
-        x: (N, inputs, H, W), or (..., inputs) for a linear layer.
+        x: (N, inputs, ...), or (..., inputs) for a linear layer.
 
     Yields:
-        (groups, n, samples), n = inputs / groups * k_h * k_w in the weight's order.
+        (groups, n, samples), n = inputs / groups * prod(kernel) in the order of the form `channel`.
     """
-    if layer.kind == "linear":
+    if layer.linear:
         rows = x.reshape(-1, x.shape[-1])
         for part in torch.split(rows, max(1, _CHUNK_BYTES // (4 * x.shape[-1]))):
             yield part.float().mT.unsqueeze(0)
         return
-    if x.dim() == 3:  # one image without a batch
+    if x.dim() == 1 + len(layer.kernel):  # one image without a batch
         x = x.unsqueeze(0)
-    k_h, k_w = layer.kernel
-    images = max(1, _CHUNK_BYTES // (4 * k_h * k_w * max(1, x[:1].numel())))
+    spread = math.prod(layer.kernel) * (math.prod(layer.stride) if layer.transposed else 1)
+    images = max(1, _CHUNK_BYTES // (4 * spread * max(1, x[:1].numel())))
     for part in torch.split(x, images):
         yield _unfold(part.float(), layer)
 
 
 def _unfold(x: Tensor, layer: LayerShape) -> Tensor:
     """im2col by copying shifted views: many times faster on a CPU than F.unfold."""
-    pad = layer.padding
-    if any(pad):
-        mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
-        x = F.pad(x, (pad.left, pad.right, pad.top, pad.bottom), mode=mode)
+    if layer.transposed:
+        x, stride = _stretched(x, layer), (1,) * len(layer.stride)
+    else:
+        x, stride = padded(x, layer), layer.stride
     x = x.transpose(0, 1)  # channels first, so that each row of the result is written in long runs
-    (k_h, k_w), (s_h, s_w), (d_h, d_w) = layer.kernel, layer.stride, layer.dilation
-    height = (x.shape[2] - d_h * (k_h - 1) - 1) // s_h + 1
-    width = (x.shape[3] - d_w * (k_w - 1) - 1) // s_w + 1
-    columns = x.new_empty(x.shape[0], k_h, k_w, x.shape[1], height, width)
-    for i in range(k_h):
-        for j in range(k_w):
-            rows = slice(i * d_h, i * d_h + (height - 1) * s_h + 1, s_h)
-            across = slice(j * d_w, j * d_w + (width - 1) * s_w + 1, s_w)
-            columns[:, i, j] = x[:, :, rows, across]
-    return columns.view(layer.groups, x.shape[0] // layer.groups * k_h * k_w, -1)
+    axes = list(zip(layer.kernel, layer.dilation, stride, strict=True))
+    sizes = [(size - d * (k - 1) - 1) // s + 1 for size, (k, d, s) in zip(x.shape[2:], axes, strict=True)]
+    columns = x.new_empty(x.shape[0], *layer.kernel, x.shape[1], *sizes)
+    for tap in itertools.product(*map(range, layer.kernel)):
+        starts = [i * d for i, (_, d, _) in zip(tap, axes, strict=True)]
+        ends = [i + (size - 1) * s + 1 for i, size, s in zip(starts, sizes, stride, strict=True)]
+        window: Any = (..., *map(slice, starts, ends, stride))
+        place = [k - 1 - i for i, k in zip(tap, layer.kernel, strict=True)] if layer.transposed else tap
+        there: Any = (slice(None), *place)
+        columns[there] = x[window]
+    return columns.view(layer.groups, x.shape[0] // layer.groups * math.prod(layer.kernel), -1)
+
+
+def _stretched(x: Tensor, layer: LayerShape) -> Tensor:
+    """Of a transposed convolution, the map on which it is a plain one, unstrided, of the kernel turned round."""
+    sizes = [(size - 1) * s + 1 for size, s in zip(x.shape[2:], layer.stride, strict=True)]
+    stretched = x.new_zeros(*x.shape[:2], *sizes)
+    every: Any = (..., *(slice(None, None, s) for s in layer.stride))
+    stretched[every] = x
+    more = layer.output_padding or (0,) * len(sizes)
+    reach = [d * (k - 1) for d, k in zip(layer.dilation, layer.kernel, strict=True)]
+    padding = tuple(
+        (far - before, far - after + extra)
+        for far, (before, after), extra in zip(reach, layer.padding, more, strict=True)
+    )
+    return padded(stretched, replace(layer, padding=padding))

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from .forms import Form, rebuild
-from .shapes import LayerShape
+from .forms import Form, factor_matrices, rebuild
+from .shapes import KINDS, LayerShape, Plain, shape_of
 
 
 class ConvFace:
-    """What nn.Conv2d exposes besides its weight and bias."""
+    """What torch's convolutions expose besides their weight and bias."""
 
     if TYPE_CHECKING:
         shape: LayerShape
@@ -26,19 +26,27 @@ class ConvFace:
         return self.shape.outputs
 
     @property
-    def kernel_size(self) -> tuple[int, int]:
+    def kernel_size(self) -> tuple[int, ...]:
         return self.shape.kernel
 
     @property
-    def stride(self) -> tuple[int, int]:
+    def stride(self) -> tuple[int, ...]:
         return self.shape.stride
 
     @property
-    def padding(self) -> tuple[int, int] | str:
+    def padding(self) -> tuple[int, ...] | str:
         return _padding(self.shape)
 
     @property
-    def dilation(self) -> tuple[int, int]:
+    def output_padding(self) -> tuple[int, ...]:
+        return _output_padding(self.shape)
+
+    @property
+    def transposed(self) -> bool:
+        return self.shape.transposed
+
+    @property
+    def dilation(self) -> tuple[int, ...]:
         return self.shape.dilation
 
     @property
@@ -77,11 +85,11 @@ class FusedPair(nn.Sequential):
     def weight(self) -> Tensor:
         """The dense weight that both layers stand for, made anew at each call: the layers themselves are cheaper."""
         first, second = self._weight(0), self._weight(1)
-        if isinstance(self[0], nn.Linear):
+        if self.shape.linear:
             return second @ first
-        groups, rank = self.shape.groups, second.shape[1]
-        u = second.permute(0, 2, 3, 1).reshape(groups, -1, rank)
-        return rebuild(u @ first.reshape(groups, rank, -1), self.shape, self.form)
+        rank = shape_of(self[0]).outputs // self.shape.groups  # type: ignore[arg-type]
+        u, v = factor_matrices(first, second, self.shape, self.form, rank)
+        return rebuild(u @ v, self.shape, self.form)
 
     @property
     def bias(self) -> nn.Parameter | None:
@@ -96,8 +104,8 @@ class FusedPair(nn.Sequential):
         return weight
 
 
-class FusedConv2d(ConvFace, FusedPair):
-    """Two convolutions in a row: (N, inputs, H, W) -> (N, outputs, H', W')."""
+class FusedConv(ConvFace, FusedPair):
+    """Two convolutions in a row: (N, inputs, ...) -> (N, outputs, ...)."""
 
 
 class FusedLinear(LinearFace, FusedPair):
@@ -106,35 +114,36 @@ class FusedLinear(LinearFace, FusedPair):
 
 def fused_pair(shape: LayerShape, form: Form, first: nn.Module, second: nn.Module) -> FusedPair:
     """Two plain layers as one of the right kind."""
-    kind = FusedLinear if shape.kind == "linear" else FusedConv2d
+    kind = FusedLinear if shape.linear else FusedConv
     return kind(shape, form, first, second)
 
 
-def _padding(shape: LayerShape) -> tuple[int, int] | str:
+def _padding(shape: LayerShape) -> tuple[int, ...] | str:
     # Only padding="same" makes uneven amounts, and it makes the same ones again.
-    return (shape.padding.top, shape.padding.left) if shape.padding.even else "same"
+    return tuple(before for before, _ in shape.padding) if shape.even else "same"
 
 
-def plain_layer(shape: LayerShape, weight: Tensor, bias: Tensor | None) -> nn.Conv2d | nn.Linear:
-    """An `nn.Conv2d` or `nn.Linear` of this geometry with these values."""
-    layer: nn.Conv2d | nn.Linear
-    if shape.kind == "linear":
-        layer = nn.Linear(shape.inputs, shape.outputs, bias is not None, weight.device, weight.dtype)
+def _output_padding(shape: LayerShape) -> tuple[int, ...]:
+    return shape.output_padding or (0,) * len(shape.kernel)
+
+
+def plain_layer(shape: LayerShape, weight: Tensor, bias: Tensor | None) -> Plain:
+    """A layer of torch's own, of this geometry, with these values."""
+    options: dict[str, Any] = {"bias": bias is not None, "device": weight.device, "dtype": weight.dtype}
+    if shape.linear:
         weight = weight.reshape(shape.outputs, shape.inputs)
     else:
-        layer = nn.Conv2d(
-            shape.inputs,
-            shape.outputs,
-            shape.kernel,
-            shape.stride,
-            _padding(shape),
-            shape.dilation,
-            shape.groups,
-            bias is not None,
-            shape.padding_mode,  # type: ignore[arg-type]
-            weight.device,
-            weight.dtype,
-        )
+        options |= {
+            "kernel_size": shape.kernel,
+            "stride": shape.stride,
+            "padding": _padding(shape),
+            "dilation": shape.dilation,
+            "groups": shape.groups,
+            "padding_mode": shape.padding_mode,
+        }
+        if shape.transposed:
+            options["output_padding"] = _output_padding(shape)
+    layer = KINDS[shape.kind](shape.inputs, shape.outputs, **options)
     with torch.no_grad():
         layer.weight.copy_(weight)
         if bias is not None and layer.bias is not None:

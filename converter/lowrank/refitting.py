@@ -10,13 +10,16 @@ data.
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from .decomposition import Factors, regularised, true_svd
-from .forms import Form, factor_shapes
+from .forms import Form, factor_shapes, matricise, rebuild
 from .layers import convolve
 from .moments import LARGEST_MOMENT, PairMoments, moments_of, patches
 from .regression import RIDGES, best_ridge
@@ -51,8 +54,8 @@ def refit_second(
         weight: the dense layer's, of `shape.weight`.
         shape, form: of a convolution. Where its first factor sees the whole window (`channel`) there is nothing to
             gain.
-        z: (N, inputs, H, W) what the layer will read.
-        wanted: (N, outputs, H', W') what it shall give; without the bias, unless centred.
+        z: (N, inputs, ...) what the layer will read.
+        wanted: (N, outputs, ...) what it shall give; without the bias, unless centred.
         power: of the input. White noise of a part of it is added, on which the dense weight is right: what keeps the
             fit from following few samples.
         centred: whether a bias, or a norm behind, takes up the mean.
@@ -62,10 +65,10 @@ def refit_second(
         A true SVD in float64; the factors that came in where the moment would be too large.
     """
     first, second = factor_shapes(shape, form, factors.rank)
-    columns = factors.rank * second.kernel[0] * second.kernel[1]
+    columns = factors.rank * math.prod(second.kernel)
     if form is Form.CHANNEL or columns > LARGEST_MOMENT:
         return factors
-    kernel = factors.v.reshape(first.weight).float()
+    kernel = rebuild(factors.v, first, Form.CHANNEL).float()
 
     def seen(images: slice) -> PairMoments:
         return moments_of(_parts(z[images], wanted[images], kernel, shape, first, second))
@@ -90,8 +93,8 @@ def refit_second(
         ridge = best_ridge(lambda ridge: solved(fitted, ridge), judged.cross, judged.second)
         moments = moments.pooled(others, judges / len(z))
     after = solved(centre(moments), ridge)
-    outer = after.reshape(shape.outputs, factors.rank, *second.kernel)
-    return true_svd(outer.permute(0, 2, 3, 1).reshape(factors.u.shape), factors.v)  # back from `factor_weights`
+    outer = rebuild(after, second, Form.CHANNEL)
+    return true_svd(matricise(outer, second, Form.POINTWISE), factors.v)
 
 
 def _parts(
@@ -124,22 +127,21 @@ def refitted_weight(v: Tensor, weight: Tensor, shape: LayerShape, form: Form, mo
     seen = reach @ moment
     inner = regularised(seen @ reach.mT, _TINY)
     second: Tensor = torch.linalg.solve(inner, seen @ _windows(weight, shape).mT).mT
-    return (second @ reach).reshape(shape.weight)
+    return rebuild(second @ reach, shape, Form.CHANNEL)
 
 
 def _windows(weight: Tensor, shape: LayerShape) -> Tensor:
-    """(groups, outputs / groups, inputs / groups k_h k_w) float64."""
-    return weight.double().reshape(shape.groups, shape.outputs // shape.groups, -1)
+    """(groups, outputs / groups, inputs / groups prod(kernel)) float64."""
+    return matricise(weight.double(), shape, Form.CHANNEL).reshape(shape.groups, shape.outputs // shape.groups, -1)
 
 
 def _reach(v: Tensor, shape: LayerShape, form: Form) -> Tensor:
-    """What the second factor sees of each whole window: (groups, r k'_h k'_w, inputs / groups k_h k_w)."""
+    """What the second factor sees of each whole window: (groups, r prod(its kernel), columns of `channel`)."""
     first, second = factor_shapes(shape, form, v.shape[-2])
-    (k_h, k_w), (f_h, f_w), (s_h, s_w) = shape.kernel, first.kernel, second.kernel
-    inputs = shape.inputs // shape.groups
-    kernel = v.double().reshape(shape.groups, -1, inputs, f_h, f_w)
-    reach = kernel.new_zeros(shape.groups, kernel.shape[1], s_h, s_w, inputs, k_h, k_w)
-    for i in range(s_h):
-        for j in range(s_w):
-            reach[:, :, i, j, :, i : i + f_h, j : j + f_w] = kernel
-    return reach.reshape(shape.groups, kernel.shape[1] * s_h * s_w, inputs * k_h * k_w)
+    kernel = v.double().reshape(shape.groups, -1, shape.inputs // shape.groups, *first.kernel)
+    reach = kernel.new_zeros(*kernel.shape[:2], *second.kernel, kernel.shape[2], *shape.kernel)
+    for tap in itertools.product(*map(range, second.kernel)):
+        window = (slice(i, i + size) for i, size in zip(tap, first.kernel, strict=True))
+        there: Any = (slice(None), slice(None), *tap, slice(None), *window)
+        reach[there] = kernel
+    return reach.flatten(2 + len(second.kernel)).flatten(1, -2)

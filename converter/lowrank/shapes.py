@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, NamedTuple
 
@@ -12,34 +13,29 @@ from ...files import quoted
 from ..errors import PlanError
 from ..json_values import printable, sequence, whole
 
+Convolution = nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d
+Plain = Convolution | nn.Linear
+"""The layers of torch's own that hold one weight, and can hold two."""
+
+KINDS: Mapping[str, type[Plain]] = {
+    "linear": nn.Linear,
+    "conv1d": nn.Conv1d,
+    "conv2d": nn.Conv2d,
+    "conv3d": nn.Conv3d,
+    "conv_transpose1d": nn.ConvTranspose1d,
+    "conv_transpose2d": nn.ConvTranspose2d,
+    "conv_transpose3d": nn.ConvTranspose3d,
+}
+
 _LARGEST_SIZE = 2**31 - 1
 _MOST_CALLS = 10_000
 
 
 class Map(NamedTuple):
-    """Pixels that one call of a layer reads and writes (a dense layer's rows count as width)."""
+    """Sizes of what one call of a layer reads and writes, by kernel axis (a dense layer's rows count as width)."""
 
-    height_in: int
-    width_in: int
-    height_out: int
-    width_out: int
-
-
-class Padding(NamedTuple):
-    """Pixels added on each side."""
-
-    top: int = 0
-    bottom: int = 0
-    left: int = 0
-    right: int = 0
-
-    @property
-    def even(self) -> bool:
-        """Whether both ends of each axis get the same, so that a plain number can say it."""
-        return self.top == self.bottom and self.left == self.right
-
-
-_NO_PADDING = Padding()
+    size_in: tuple[int, ...]
+    size_out: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -47,44 +43,81 @@ class LayerShape:
     """A convolution's or dense layer's geometry.
 
     Attributes:
-        kind: "conv2d" or "linear"; a linear layer is a 1 x 1 convolution over its rows.
+        kind: of `KINDS`; a linear layer is a 1 x 1 convolution over its rows.
         inputs, outputs: channels (features).
-        kernel, stride, dilation: (height, width).
-        padding: resolved to pixels, so "same" and "valid" do not appear.
+        kernel, stride, dilation: one number for each axis, such as (height, width).
+        padding: (before, after) for each axis, resolved to pixels, so "same" and "valid" do not appear. Of a
+            transposed layer it is cut off the output instead, as torch has it.
         padding_mode: zeros, reflect, replicate or circular.
-        groups: the weight is (outputs, inputs / groups, *kernel).
+        groups: of channels; each group of outputs reads its own inputs.
         bias: whether there is one.
         calls: the maps of each call in one forward pass of one sample.
+        output_padding: of a transposed layer, rows more at the end of each axis; () stands for none.
     """
 
     kind: str
     inputs: int
     outputs: int
-    kernel: tuple[int, int] = (1, 1)
-    stride: tuple[int, int] = (1, 1)
-    padding: Padding = _NO_PADDING
-    dilation: tuple[int, int] = (1, 1)
+    kernel: tuple[int, ...] = (1, 1)
+    stride: tuple[int, ...] = (1, 1)
+    padding: tuple[tuple[int, int], ...] = ((0, 0), (0, 0))
+    dilation: tuple[int, ...] = (1, 1)
     groups: int = 1
     padding_mode: str = "zeros"
     bias: bool = True
     calls: tuple[Map, ...] = ()
+    output_padding: tuple[int, ...] = ()
 
     @property
-    def weight(self) -> tuple[int, int, int, int]:
-        """Shape of the weight, (outputs, inputs / groups, height, width)."""
-        return (self.outputs, self.inputs // self.groups, *self.kernel)
+    def linear(self) -> bool:
+        """Whether it is a dense layer, whose channels are the last axis."""
+        return self.kind == "linear"
+
+    @property
+    def transposed(self) -> bool:
+        """Whether each pixel is spread by the kernel instead of gathered by it."""
+        return self.kind.startswith("conv_transpose")
+
+    @property
+    def weight(self) -> tuple[int, ...]:
+        """Shape of the weight, (outputs, inputs / groups, *kernel); transposed, with inputs and outputs exchanged."""
+        across, along = (self.inputs, self.outputs) if self.transposed else (self.outputs, self.inputs)
+        return (across, along // self.groups, *self.kernel)
 
     @property
     def macs(self) -> int:
         """Multiply-adds of one sample's forward pass."""
-        outputs, inputs, height, width = self.weight
-        return outputs * inputs * height * width * sum(m.height_out * m.width_out for m in self.calls)
+        pixels = (call.size_in if self.transposed else call.size_out for call in self.calls)
+        return math.prod(self.weight) * sum(map(math.prod, pixels))
 
     @property
     def params(self) -> int:
         """Weights and biases."""
-        outputs, inputs, height, width = self.weight
-        return outputs * inputs * height * width + (outputs if self.bias else 0)
+        return math.prod(self.weight) + (self.outputs if self.bias else 0)
+
+    @property
+    def even(self) -> bool:
+        """Whether both ends of each axis are padded alike, so that a plain number can say it."""
+        return all(before == after for before, after in self.padding)
+
+    def along(self, taken: Sequence[bool]) -> LayerShape:
+        """The same layer with its window on some axes only, and a point on the others."""
+
+        def kept(values: tuple[Any, ...], point: Any) -> tuple[Any, ...]:
+            return tuple(value if take else point for value, take in zip(values, taken, strict=True))
+
+        return replace(
+            self,
+            kernel=kept(self.kernel, 1),
+            stride=kept(self.stride, 1),
+            padding=kept(self.padding, (0, 0)),
+            dilation=kept(self.dilation, 1),
+            output_padding=kept(self.output_padding, 0) if self.output_padding else (),
+        )
+
+    def channel_axis(self, axes: int) -> int:
+        """Of an input or output of so many axes, with a batch or without."""
+        return axes - 1 if self.linear else axes - 1 - len(self.kernel)
 
     def with_calls(self, calls: tuple[Map, ...]) -> LayerShape:
         """The same layer, called on other maps."""
@@ -95,8 +128,9 @@ class LayerShape:
         return self.with_calls(()) == other.with_calls(())
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values."""
-        return asdict(self) | {"padding": list(self.padding), "calls": [list(m) for m in self.calls]}
+        """Plain JSON values, lists without lists in them: of padding, before and after of each axis in turn."""
+        values = asdict(self) | {"padding": _flat(self.padding), "calls": [_flat(call) for call in self.calls]}
+        return {name: value for name, value in values.items() if value != ()}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> LayerShape:
@@ -106,21 +140,25 @@ class LayerShape:
             PlanError: a field is missing, unknown or of the wrong kind.
         """
         try:
+            kind = printable(values["kind"], "kind")
+            axes = _axes(kind)
+            more = values.get("output_padding", ())
             shape = cls(
-                kind=printable(values["kind"], "kind"),
+                kind=kind,
                 inputs=whole(values["inputs"], "inputs", 1, _LARGEST_SIZE),
                 outputs=whole(values["outputs"], "outputs", 1, _LARGEST_SIZE),
-                kernel=_pair(values, "kernel"),
-                stride=_pair(values, "stride"),
-                padding=Padding(*_sizes(values["padding"], "padding", 4, least=0)),
-                dilation=_pair(values, "dilation"),
+                kernel=_sizes(values["kernel"], "kernel", axes, least=1),
+                stride=_sizes(values["stride"], "stride", axes, least=1),
+                padding=_pairs(_sizes(values["padding"], "padding", 2 * axes, least=0)),
+                dilation=_sizes(values["dilation"], "dilation", axes, least=1),
                 groups=whole(values["groups"], "groups", 1, _LARGEST_SIZE),
                 padding_mode=printable(values["padding_mode"], "padding_mode"),
                 bias=values["bias"] is True,
                 calls=tuple(
-                    Map(*_sizes(call, "a call", 4, least=0))
+                    _map(_sizes(call, "a call", 2 * axes, least=0))
                     for call in sequence(values["calls"], "calls", _MOST_CALLS)
                 ),
+                output_padding=_sizes(more, "output_padding", axes, least=0) if more else (),
             )
         except KeyError as error:
             raise PlanError(f"a layer's shape has no {quoted(error)}; write the plan anew") from error
@@ -134,29 +172,43 @@ class LayerShape:
         return shape
 
 
-def shape_of(layer: nn.Conv2d | nn.Linear) -> LayerShape:
+def shape_of(layer: Plain) -> LayerShape:
     """Geometry of a plain layer, without the maps it is called on."""
     if isinstance(layer, nn.Linear):
         return LayerShape("linear", layer.in_features, layer.out_features, bias=layer.bias is not None)
-    kernel = (layer.kernel_size[0], layer.kernel_size[1])
-    dilation = (layer.dilation[0], layer.dilation[1])
+    kind = next(kind for kind, plain in KINDS.items() if isinstance(layer, plain))
     return LayerShape(
-        "conv2d",
+        kind,
         layer.in_channels,
         layer.out_channels,
-        kernel,
-        (layer.stride[0], layer.stride[1]),
-        _resolved(layer.padding, kernel, dilation),
-        dilation,
+        layer.kernel_size,
+        layer.stride,
+        _resolved(layer),
+        layer.dilation,
         layer.groups,
         layer.padding_mode,
         layer.bias is not None,
+        output_padding=layer.output_padding if any(layer.output_padding) else (),
     )
 
 
-def _pair(values: Mapping[str, Any], name: str) -> tuple[int, int]:
-    height, width = _sizes(values[name], name, 2, least=1)
-    return height, width
+def _axes(kind: str) -> int:
+    if kind not in KINDS:
+        raise ValueError(f"kind {quoted(repr(kind))} is not one of {', '.join(KINDS)}")
+    return 2 if kind == "linear" else int(kind[-2])
+
+
+def _map(sizes: tuple[int, ...]) -> Map:
+    axes = len(sizes) // 2
+    return Map(sizes[:axes], sizes[axes:])
+
+
+def _pairs(numbers: tuple[int, ...]) -> tuple[tuple[int, int], ...]:
+    return tuple(zip(numbers[::2], numbers[1::2], strict=True))
+
+
+def _flat(pairs: Sequence[Sequence[int]]) -> list[int]:
+    return [number for pair in pairs for number in pair]
 
 
 def _sizes(values: object, name: str, count: int, *, least: int) -> tuple[int, ...]:
@@ -166,12 +218,10 @@ def _sizes(values: object, name: str, count: int, *, least: int) -> tuple[int, .
     return sizes
 
 
-def _resolved(padding: str | tuple[int, ...], kernel: tuple[int, int], dilation: tuple[int, int]) -> Padding:
-    if padding == "valid":
-        return Padding()
-    if padding == "same":
-        totals = [d * (k - 1) for k, d in zip(kernel, dilation, strict=True)]
-        (top, left) = (total // 2 for total in totals)
-        return Padding(top, totals[0] - top, left, totals[1] - left)
-    height, width = int(padding[0]), int(padding[1])
-    return Padding(height, height, width, width)
+def _resolved(layer: Convolution) -> tuple[tuple[int, int], ...]:
+    if layer.padding == "valid":
+        return tuple((0, 0) for _ in layer.kernel_size)
+    if layer.padding == "same":
+        totals = [d * (k - 1) for k, d in zip(layer.kernel_size, layer.dilation, strict=True)]
+        return tuple((total // 2, total - total // 2) for total in totals)
+    return tuple((int(amount), int(amount)) for amount in layer.padding)

@@ -12,13 +12,16 @@ from dataclasses import dataclass
 from ..analysis.surveying import Survey
 from ..errors import BudgetError
 from ..lowrank.costs import break_even_rank
-from ..lowrank.forms import Form, factor_shapes, forms_for
+from ..lowrank.forms import Form, asked_of, factor_shapes
 from ..lowrank.shapes import LayerShape
 
 Variant = tuple[str, Form | None, int]
 """A layer by name, with form and rank; (name, None, 0) is the dense layer."""
 
 _RANKS_PER_FORM = 12
+
+_TIMED = ("conv2d", "linear")
+"""Kinds of layers that a latency table can hold."""
 
 
 @dataclass(frozen=True)
@@ -54,18 +57,17 @@ def chains_to_time(
     Raises:
         BudgetError: the network has layers of a kind whose time cannot be foretold.
     """
-    allowed = {*forms, Form.SPATIAL_T} if Form.SPATIAL in forms else {*forms}
+    asked = {*forms}
     found: dict[Variant, tuple[LayerShape, ...]] = {}
     for layer in layers:
-        if layer.shape is None and layer.macs:
+        if layer.macs and (layer.shape is None or layer.shape.kind not in _TIMED):
             raise BudgetError(f"{layer.name}: the latency of a {layer.kind} is not known; use a budget of macs")
         if layer.shape is None or not layer.shape.calls:
             continue
         found[layer.name, None, 0] = (layer.shape,)
         if layer.reason is not None:
             continue
-        own = forms_for(layer.shape)
-        for form in [form for form in own if form in allowed] or own:
+        for form in asked_of(layer.shape, asked):
             for rank in timed_ranks(break_even_rank(layer.shape, form), rank_multiple):
                 found[layer.name, form, rank] = factor_shapes(layer.shape, form, rank)
     return found

@@ -11,7 +11,7 @@ from ...files import quoted
 from ..errors import PlanError
 from ..json_values import number, printable, sequence, whole
 from ..lowrank.costs import Unit, dense_cost, factored_cost
-from ..lowrank.forms import Form, forms_for, full_rank
+from ..lowrank.forms import Form, forms_for, forms_of, full_rank
 from ..lowrank.shapes import LayerShape
 from ..tables import table
 
@@ -257,13 +257,10 @@ def checked_form(name: str, shape: LayerShape | None, form: str, rank: object) -
     """
     if shape is None:
         raise PlanError(f"{quoted(name)}: this kind of layer cannot be factored; set form and rank to null")
-    allowed = [f.value for f in forms_for(shape)]
-    # The transposed form is offered only where it differs, yet is right on every k x k kernel.
-    possible = [*allowed, "spatial_t"] if "spatial" in allowed else allowed
-    if form not in possible:
-        raise PlanError(
-            f"{quoted(name)}: form {quoted(repr(form))} is not one of {', '.join(allowed)}; choose one of these"
-        )
+    # Not all are offered, for some cost the same; yet each is right on every kernel that has its axes.
+    if form not in [known.value for known in forms_of(shape)]:
+        offered = ", ".join(known.value for known in forms_for(shape))
+        raise PlanError(f"{quoted(name)}: form {quoted(repr(form))} is not one of {offered}; choose one of these")
     most = full_rank(shape, Form(form))
     if not isinstance(rank, int) or isinstance(rank, bool) or not 1 <= rank <= most:
         size = " x ".join(str(n) for n in shape.weight)

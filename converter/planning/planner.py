@@ -14,7 +14,7 @@ from ..analysis.surveying import Layer, Survey
 from ..errors import BudgetError, ModelError, PlanError
 from ..lowrank.costs import Unit, break_even_rank, dense_cost, factored_cost
 from ..lowrank.decomposition import tail_energies
-from ..lowrank.forms import Form, forms_for, full_rank, matricise
+from ..lowrank.forms import Form, asked_of, full_rank, matricise
 from ..lowrank.shapes import LayerShape
 from .allocate import Choice, allocate
 from .layer_times import LayerTimes
@@ -154,10 +154,6 @@ def _options(
     layer: Layer, wanted: tuple[Form, ...], energies: Energies | None, distortions: Energies | None
 ) -> list[_Option]:
     assert layer.shape is not None
-    own = forms_for(layer.shape)
-    # A caller who asks for `spatial` means both orientations; the cheaper one is found by cost.
-    asked = {*wanted, Form.SPATIAL_T} if Form.SPATIAL in wanted else set(wanted)
-    usable = [form for form in own if form in asked] or list(own)
     return [
         _Option(
             layer,
@@ -165,7 +161,7 @@ def _options(
             None if energies is None else energies.get((layer.name, form)),
             None if distortions is None else distortions.get((layer.name, form)),
         )
-        for form in usable
+        for form in asked_of(layer.shape, wanted)
     ]
 
 

@@ -13,55 +13,32 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from dprp.converter import Form, Unit, break_even_rank, convert, decompose, plan_ranks, survey
 from dprp.converter.lowrank.costs import dense_cost, factored_cost
-from dprp.converter.lowrank.forms import factor_shapes, forms_for, full_rank, matricise, matrix_size, rebuild
+from dprp.converter.lowrank.forms import (
+    factor_shapes,
+    forms_for,
+    forms_of,
+    full_rank,
+    matricise,
+    matrix_size,
+    rebuild,
+)
 from dprp.converter.lowrank.layers import LowRank, low_rank
-from dprp.converter.lowrank.shapes import LayerShape, Map, Padding, shape_of
+from dprp.converter.lowrank.shapes import LayerShape, Map, Plain, shape_of
 from dprp.converter.planning.policies import RankRatio
+
+from .geometries import called, layers
 
 # torch says that an uneven "same" may copy the input; that is what the case is for.
 pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths:UserWarning")
 
 
-@st.composite
-def convolutions(draw: st.DrawFn) -> tuple[nn.Conv2d, Tensor]:
-    """A convolution of any geometry, in float64, and an input for it."""
-    groups = draw(st.sampled_from([1, 1, 1, 2, 4]))
-    inputs, outputs = groups * draw(st.integers(1, 4)), groups * draw(st.integers(1, 4))
-    kernel = (draw(st.integers(1, 4)), draw(st.integers(1, 4)))
-    dilation = (draw(st.integers(1, 2)), draw(st.integers(1, 2)))
-    padding: str | tuple[int, int] = draw(
-        st.sampled_from(["same", "valid"]) | st.tuples(st.integers(0, 2), st.integers(0, 2))
-    )
-    stride = (1, 1) if padding == "same" else (draw(st.integers(1, 3)), draw(st.integers(1, 3)))
-    torch.manual_seed(draw(st.integers(0, 2**16)))
-    layer = nn.Conv2d(
-        inputs,
-        outputs,
-        kernel,
-        stride,
-        padding,
-        dilation,
-        groups,
-        draw(st.booleans()),
-        draw(st.sampled_from(["zeros", "reflect", "replicate", "circular"])),
-        dtype=torch.float64,
-    )
-    x = torch.randn(2, inputs, draw(st.integers(8, 11)), draw(st.integers(8, 11)), dtype=torch.float64)
-    return layer, x
-
-
-def called(layer: nn.Conv2d, x: Tensor) -> LayerShape:
-    y = layer(x)
-    return shape_of(layer).with_calls((Map(x.shape[2], x.shape[3], y.shape[2], y.shape[3]),))
-
-
-def factored(layer: nn.Conv2d | nn.Linear, shape: LayerShape, form: Form, rank: int) -> LowRank:
+def factored(layer: Plain, shape: LayerShape, form: Form, rank: int) -> LowRank:
     return low_rank(shape, form, decompose(matricise(layer.weight, shape, form), rank), layer.bias).eval()
 
 
-@given(convolutions(), st.sampled_from(Form))
+@given(layers(), st.sampled_from(Form))
 @settings(max_examples=150, deadline=None)
-def test_full_rank_is_the_layer_in_one_step_in_two_and_fused(case: tuple[nn.Conv2d, Tensor], form: Form) -> None:
+def test_full_rank_is_the_layer_in_one_step_in_two_and_fused(case: tuple[Plain, Tensor], form: Form) -> None:
     layer, x = case
     shape = called(layer, x)
     new = factored(layer, shape, form, full_rank(shape, form))
@@ -79,20 +56,20 @@ def two_steps(layer: LowRank, x: Tensor) -> Tensor:
     return plain_layer(second, outer, layer.bias)(plain_layer(first, inner, None)(x))
 
 
-@given(convolutions(), st.sampled_from(Form))
+@given(layers(), st.sampled_from(Form))
 @settings(max_examples=60, deadline=None)
-def test_matricise_and_rebuild_are_inverse(case: tuple[nn.Conv2d, Tensor], form: Form) -> None:
+def test_matricise_and_rebuild_are_inverse(case: tuple[Plain, Tensor], form: Form) -> None:
     layer, _ = case
     shape = shape_of(layer)
     matrix = matricise(layer.weight, shape, form)
     assert matrix.shape[-2:] == matrix_size(shape, form)
-    assert torch.equal(rebuild(matrix, shape, form), layer.weight)
+    assert torch.equal(rebuild(matrix, shape, form).reshape(layer.weight.shape), layer.weight)
 
 
-@given(convolutions(), st.sampled_from(Form), st.data())
+@given(layers(), st.sampled_from(Form), st.data())
 @settings(max_examples=60, deadline=None)
 def test_macs_and_params_are_those_that_torch_counts(
-    case: tuple[nn.Conv2d, Tensor], form: Form, data: st.DataObject
+    case: tuple[Plain, Tensor], form: Form, data: st.DataObject
 ) -> None:
     layer, x = case
     shape = called(layer, x)
@@ -113,9 +90,9 @@ def test_macs_and_params_are_those_that_torch_counts(
     assert dense_cost(shape, Unit.PARAMS) == sum(p.numel() for p in layer.parameters())
 
 
-@given(convolutions(), st.sampled_from(Form))
+@given(layers(), st.sampled_from(Form))
 @settings(max_examples=60, deadline=None)
-def test_break_even_is_the_last_rank_that_saves(case: tuple[nn.Conv2d, Tensor], form: Form) -> None:
+def test_break_even_is_the_last_rank_that_saves(case: tuple[Plain, Tensor], form: Form) -> None:
     layer, x = case
     shape = called(layer, x)
     rank = break_even_rank(shape, form)
@@ -129,7 +106,7 @@ def test_break_even_is_the_last_rank_that_saves(case: tuple[nn.Conv2d, Tensor], 
 
 def test_costs_by_hand() -> None:
     # 16 -> 32 channels, 3 x 3, stride 2, 8 x 8 -> 4 x 4.
-    shape = LayerShape("conv2d", 16, 32, (3, 3), (2, 2), Padding(1, 1, 1, 1), bias=False, calls=(Map(8, 8, 4, 4),))
+    shape = LayerShape("conv2d", 16, 32, (3, 3), (2, 2), ((1, 1), (1, 1)), bias=False, calls=(Map((8, 8), (4, 4)),))
     assert shape.macs == 32 * 16 * 9 * 16
     assert factored_cost(shape, Form.CHANNEL, 5, Unit.MACS) == 5 * (16 * 9 * 16 + 32 * 16)
     assert factored_cost(shape, Form.POINTWISE, 5, Unit.MACS) == 5 * (16 * 64 + 32 * 9 * 16)
@@ -145,7 +122,68 @@ def test_a_depthwise_layer_can_only_be_split_in_space() -> None:
     assert break_even_rank(shape, Form.SPATIAL) == 1
 
 
+def test_costs_by_hand_of_a_video_and_of_an_upsampling() -> None:
+    # 4 -> 6 channels, 3 x 5 x 7, strided in space, 8 x 16 x 16 -> 8 x 8 x 8.
+    video = LayerShape(
+        "conv3d", 4, 6, (3, 5, 7), (1, 2, 2), ((1, 1), (2, 2), (3, 3)), (1, 1, 1), bias=False,
+        calls=(Map((8, 16, 16), (8, 8, 8)),),
+    )  # fmt: skip
+    assert video.macs == 4 * 6 * 3 * 5 * 7 * 8 * 8 * 8
+    assert factored_cost(video, Form.HEIGHT_WIDTH, 2, Unit.MACS) == 2 * (4 * 5 * 7 + 6 * 3) * 8 * 8 * 8
+    assert factored_cost(video, Form.DEPTH, 2, Unit.MACS) == 2 * (4 * 3 * 8 * 16 * 16 + 6 * 5 * 7 * 8 * 8 * 8)
+    # 4 -> 6 channels, 4 x 4, stride 2, 5 x 5 -> 10 x 10: every input pixel meets every weight.
+    upsampling = LayerShape(
+        "conv_transpose2d", 4, 6, (4, 4), (2, 2), ((1, 1), (1, 1)), bias=False, calls=(Map((5, 5), (10, 10)),)
+    )
+    assert upsampling.macs == 4 * 6 * 16 * 25
+    assert factored_cost(upsampling, Form.CHANNEL, 2, Unit.MACS) == 2 * (4 * 16 * 25 + 6 * 100)
+    assert factored_cost(upsampling, Form.POINTWISE, 2, Unit.MACS) == 2 * (4 * 25 + 6 * 16 * 25)
+    assert factored_cost(upsampling, Form.SPATIAL, 2, Unit.MACS) == 2 * (4 * 4 * 25 + 6 * 4 * 50)
+
+
+@given(layers(), st.data())
+@settings(max_examples=60, deadline=None)
+def test_squared_error_is_the_tail_sum(case: tuple[Plain, Tensor], data: st.DataObject) -> None:
+    layer, _ = case
+    shape = shape_of(layer)
+    form = data.draw(st.sampled_from(forms_of(shape)))
+    matrix = matricise(layer.weight, shape, form)
+    rank = data.draw(st.integers(1, full_rank(shape, form)))
+    lost = (factored(layer, shape, form, rank).weight.reshape(layer.weight.shape) - layer.weight).square().sum()
+    tail = torch.linalg.svdvals(matrix.detach())[..., rank:].square().sum()
+    torch.testing.assert_close(lost, tail, rtol=1e-8, atol=1e-12)
+
+
+@given(layers(), st.sampled_from(Form))
+@settings(max_examples=30, deadline=None)
+def test_every_factor_learns(case: tuple[Plain, Tensor], form: Form) -> None:
+    layer, x = case
+    shape = shape_of(layer)
+    new = factored(layer, shape, form, full_rank(shape, form))
+    (new(x) - layer(x).detach() - 1).square().sum().backward()
+    assert all(bool(p.grad.isfinite().all()) and bool(p.grad.abs().sum() > 0) for p in new.parameters())
+
+
+@given(layers(), st.sampled_from(Form))
+@settings(max_examples=60, deadline=None)
+def test_no_form_that_is_left_out_is_better(case: tuple[Plain, Tensor], form: Form) -> None:
+    layer, x = case
+    shape = called(layer, x)
+    offered = forms_for(shape)
+    assert set(offered) <= set(forms_of(shape)) or max(shape.kernel) == 1
+    assert len({(matrix_size(shape, own), own.taken(len(shape.kernel))) for own in offered}) == len(offered)
+    cost = factored_cost(shape, form, 1, Unit.MACS)
+    like = [own for own in offered if matrix_size(shape, own) == matrix_size(shape, form)]
+    assert any(factored_cost(shape, own, 1, Unit.MACS) <= cost for own in like)
+
+
 def test_forms_that_differ() -> None:
+    video = shape_of(nn.Conv3d(4, 4, 3)).with_calls((Map((8, 16, 16), (8, 16, 16)),))
+    assert set(forms_for(video)) == {*Form} - {Form.SPATIAL_T, Form.DEPTH_WIDTH}
+    assert forms_for(shape_of(nn.Conv3d(4, 4, (3, 1, 1)))) == (Form.CHANNEL, Form.POINTWISE)
+    assert forms_for(shape_of(nn.Conv1d(4, 4, 5))) == (Form.CHANNEL, Form.POINTWISE)
+    small_first = shape_of(nn.ConvTranspose2d(4, 4, 1, stride=2)).with_calls((Map((4, 4), (7, 7)),))
+    assert forms_for(small_first) == (Form.POINTWISE,)
     assert forms_for(shape_of(nn.Linear(4, 4))) == (Form.CHANNEL,)
     assert forms_for(shape_of(nn.Conv2d(4, 4, 1))) == (Form.CHANNEL,)
     assert forms_for(shape_of(nn.Conv2d(4, 4, (1, 3)))) == (Form.CHANNEL, Form.POINTWISE)

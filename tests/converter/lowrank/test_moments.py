@@ -11,36 +11,47 @@ from dprp.converter import Form
 from dprp.converter.lowrank import moments as moments_module
 from dprp.converter.lowrank.forms import factor_shapes, matricise
 from dprp.converter.lowrank.moments import pair_moments, patches
-from dprp.converter.lowrank.shapes import shape_of
+from dprp.converter.lowrank.shapes import Plain, shape_of
 
 LAYERS = [
     nn.Conv2d(4, 6, 3, padding=1),
     nn.Conv2d(4, 6, (3, 2), stride=(2, 1), dilation=(1, 2)),
     nn.Conv2d(4, 6, 3, padding=1, groups=2, padding_mode="reflect"),
     nn.Conv2d(4, 6, 3, padding="same", padding_mode="circular"),
+    nn.Conv1d(4, 6, 5, stride=2, padding=2, padding_mode="replicate"),
+    nn.Conv3d(4, 6, (3, 2, 1), stride=(1, 2, 1), padding=(1, 0, 0), groups=2),
+    nn.ConvTranspose1d(4, 6, 4, stride=2, padding=1),
+    nn.ConvTranspose2d(4, 6, (3, 2), stride=(2, 3), padding=(2, 0), output_padding=(1, 2), groups=2),
+    nn.ConvTranspose2d(4, 6, 3, dilation=2, output_padding=1),
+    nn.ConvTranspose3d(4, 6, 2, stride=2),
 ]
 
 
+def an_input(layer: Plain, images: int) -> torch.Tensor:
+    return torch.randn(images, 4, *(7, 8, 6)[: len(layer.kernel_size)])
+
+
 @pytest.mark.parametrize("layer", LAYERS, ids=str)
-def test_weight_times_patches_is_the_layer(layer: nn.Conv2d, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_weight_times_patches_is_the_layer(layer: Plain, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(moments_module, "_CHUNK_BYTES", 1)  # one image at a time
-    x = torch.randn(3, 4, 7, 8)
+    x = an_input(layer, 3)
     shape = shape_of(layer)
-    weight = layer.weight.reshape(shape.groups, shape.outputs // shape.groups, -1)
+    matrix = matricise(layer.weight, shape, Form.CHANNEL)
+    weight = matrix.reshape(shape.groups, shape.outputs // shape.groups, -1)
     parts = [weight @ columns for columns in patches(x, shape)]
     assert len(parts) == 3
-    wanted = layer(x) - layer.bias[:, None, None]
+    wanted = layer(x) - layer.bias.reshape(-1, *[1] * len(shape.kernel))
     ours = torch.stack([part.reshape(6, *wanted.shape[2:]) for part in parts])
     torch.testing.assert_close(ours, wanted, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("layer", LAYERS, ids=str)
 @pytest.mark.parametrize("form", list(Form))
-def test_moments_predict_the_first_factors_output(layer: nn.Conv2d, form: Form) -> None:
-    x = torch.randn(5, 4, 9, 9)
+def test_moments_predict_the_first_factors_output(layer: Plain, form: Form) -> None:
+    x = an_input(layer, 5)
     shape = shape_of(layer)
     first, _ = factor_shapes(shape, form, 2)
-    kernel = torch.randn(first.weight)
+    kernel = matricise(torch.randn(first.weight), first, Form.CHANNEL)
     moment = pair_moments(x, x, shape, form).second
     rows = kernel.reshape(shape.groups, 2, -1).double()
     predicted = (rows @ moment.reshape(shape.groups, rows.shape[-1], -1) @ rows.mT).diagonal(dim1=-2, dim2=-1)

@@ -11,21 +11,33 @@ from torch import Tensor, nn
 from dprp.converter import Form
 from dprp.converter.lowrank.decomposition import Factors, decompose, regularised
 from dprp.converter.lowrank.forms import forms_for, matricise, rebuild
-from dprp.converter.lowrank.layers import low_rank
+from dprp.converter.lowrank.layers import convolve, low_rank
 from dprp.converter.lowrank.moments import pair_moments
 from dprp.converter.lowrank.refitting import refit_second, refitted_weight
 from dprp.converter.lowrank.regression import nearest_map
-from dprp.converter.lowrank.shapes import shape_of
+from dprp.converter.lowrank.shapes import Plain, shape_of
 
 LAYERS = [
     nn.Conv2d(4, 6, 3, padding=1),
     nn.Conv2d(4, 8, 3, padding=1, stride=2, groups=2),
     nn.Conv2d(4, 6, (3, 2), dilation=(1, 2), padding_mode="circular", padding="same"),
     nn.Conv2d(6, 6, 3, padding=1, groups=6),
+    nn.Conv3d(3, 4, (3, 2, 3), padding=(1, 0, 1)),
+    nn.ConvTranspose2d(4, 6, 3, stride=2, padding=1, output_padding=1),
+    nn.ConvTranspose2d(4, 6, (4, 3), groups=2),
 ]
 
 
-def _error(layer: nn.Conv2d, form: Form, factors: Factors, x: Tensor) -> float:
+def an_input(layer: Plain, images: int) -> Tensor:
+    return torch.randn(images, layer.in_channels, *(9, 9, 5)[: len(layer.kernel_size)]).cumsum(-1)
+
+
+def without_bias(layer: Plain, x: Tensor) -> Tensor:
+    shape = shape_of(layer)
+    return convolve(x, layer.weight, None, shape)
+
+
+def _error(layer: Plain, form: Form, factors: Factors, x: Tensor) -> float:
     ours = low_rank(shape_of(layer), form, Factors(*(part.float() for part in factors)), layer.bias)
     return float((ours(x) - layer(x)).square().sum())
 
@@ -33,16 +45,16 @@ def _error(layer: nn.Conv2d, form: Form, factors: Factors, x: Tensor) -> float:
 @torch.no_grad()
 @settings(max_examples=20, deadline=None)
 @given(st.sampled_from(LAYERS), st.sampled_from(list(Form)), st.integers(1, 3), st.integers(0, 99))
-def test_it_never_gives_more_error_than_before(layer: nn.Conv2d, form: Form, rank: int, seed: int) -> None:
+def test_it_never_gives_more_error_than_before(layer: Plain, form: Form, rank: int, seed: int) -> None:
     shape = shape_of(layer)
     if form not in forms_for(shape):
         return
     torch.manual_seed(seed)
-    x = torch.randn(6, layer.in_channels, 9, 9).cumsum(-1)
+    x = an_input(layer, 6)
     matrix = matricise(layer.weight, shape, form).double()
     rank = min(rank, *matrix.shape[-2:])
     factors = decompose(matrix, rank, regularised(pair_moments(x, x, shape, form).second))
-    clean = layer(x) if layer.bias is None else layer(x) - layer.bias[:, None, None]
+    clean = without_bias(layer, x)
     after = refit_second(factors, layer.weight, shape, form, x, clean, 1e-2, centred=False)
     assert after.v.shape == factors.v.shape
     assert _error(layer, form, after, x) <= 1.001 * _error(layer, form, factors, x) + 1e-3
@@ -86,20 +98,20 @@ def test_dead_inputs_change_nothing(form: Form) -> None:
 @torch.no_grad()
 @pytest.mark.parametrize("layer", LAYERS, ids=str)
 @pytest.mark.parametrize("form", list(Form))
-def test_in_closed_form_it_is_what_data_gives(layer: nn.Conv2d, form: Form) -> None:
+def test_in_closed_form_it_is_what_data_gives(layer: Plain, form: Form) -> None:
     shape = shape_of(layer)
     if form not in forms_for(shape):
         return
-    x = torch.randn(8, layer.in_channels, 9, 9).cumsum(-1)
+    x = an_input(layer, 8)
     matrix = matricise(layer.weight, shape, form).double()
     factors = decompose(matrix, min(2, *matrix.shape[-2:]), pair_moments(x, x, shape, form).ridged(1e-6))
-    clean = layer(x) if layer.bias is None else layer(x) - layer.bias[:, None, None]
+    clean = without_bias(layer, x)
     fitted_on_data = refit_second(factors, layer.weight, shape, form, x, clean, 1e-5, centred=False)
     whole = pair_moments(x, x, shape, Form.CHANNEL).ridged(1e-9)
     ours = refitted_weight(factors.v, layer.weight, shape, form, whole).float()
     theirs = rebuild(fitted_on_data.product(), shape, form).float()
 
     def error(weight: Tensor) -> float:
-        return float((layer._conv_forward(x, weight, None) - clean).square().sum())
+        return float((convolve(x, weight, None, shape) - clean).square().sum())
 
     assert error(ours) == pytest.approx(error(theirs), rel=1e-2, abs=1e-3 * float(clean.square().sum()))

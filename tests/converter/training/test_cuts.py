@@ -18,7 +18,7 @@ from dprp.converter import (
 )
 from dprp.converter.conversion.attached import low_rank_layers
 from dprp.converter.lowrank.forms import Form, matricise
-from dprp.converter.lowrank.layers import LowRankConv2d
+from dprp.converter.lowrank.layers import LowRankConv
 from dprp.converter.lowrank.shapes import shape_of
 from dprp.converter.training.cuts import scheduled
 from dprp.converter.training.losses import distillation, orthogonality, rank_penalty
@@ -29,7 +29,7 @@ def layer_of_rank(rank: int, groups: int = 1) -> LowRank:
     conv = nn.Conv2d(8, 12, 3, groups=groups, bias=False)
     shape = shape_of(conv)
     factors = decompose(matricise(conv.weight, shape, Form.CHANNEL), rank)
-    return LowRankConv2d(shape, Form.CHANNEL, factors, None)
+    return LowRankConv(shape, Form.CHANNEL, factors, None)
 
 
 def test_losses_by_hand() -> None:
