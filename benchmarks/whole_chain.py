@@ -1,6 +1,7 @@
-"""The whole chain for any torchvision classifier, on noise: does a budget mean what it says, and is the file faster?
+"""The whole chain for torchvision's classifiers, on noise: does a budget mean what it says, and is the file faster?
 
     python benchmarks/whole_chain.py vit_b_16 --budget 0.6
+    python benchmarks/whole_chain.py r3d_18 --budget 0.5
 
 Random weights, and noise for images: neither changes the work. Converts with 16 images, trains one step, fuses,
 writes verified ONNX files and times them in turns. Prints the survey's MACs and the part of them that can be factored
@@ -15,6 +16,7 @@ import time
 from pathlib import Path
 
 import torch
+import torchvision
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
@@ -33,6 +35,18 @@ from dprp.converter import (
 )
 from dprp.export import benchmark, to_onnx
 from dprp.models import build, info
+
+
+def built(name: str) -> tuple[nn.Module, tuple[int, ...]]:
+    """A classifier of images or of videos, and the shape of its input."""
+    if name in torchvision.models.list_models(module=torchvision.models.video):
+        weights = torchvision.models.get_model_weights(name).DEFAULT
+        (size,) = weights.transforms().crop_size[:1]
+        frames = weights.meta.get("min_temporal_size", 16)
+        return torchvision.models.get_model(name, weights=None).eval(), (3, max(16, frames), size, size)
+    shape = info(name).input_shape
+    assert shape is not None
+    return build(name).eval(), shape
 
 
 def counted(model: nn.Module, image: Tensor) -> float:
@@ -55,9 +69,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=16)
     arguments = parser.parse_args()
     torch.manual_seed(0)
-    model = build(arguments.model).eval()
-    shape = info(arguments.model).input_shape
-    assert shape is not None
+    model, shape = built(arguments.model)
     images = torch.randn(arguments.images, *shape)
     layers, dense = survey(model, images[:1]), counted(model, images[:1])
     free = sum(layer.macs for layer in layers if layer.reason is None)

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from ..lowrank.shapes import Plain, shape_of
 from .probe import layer_input
-from .running import run, scores_in
+from .running import class_axis, run, scores_in
 
 TEMPERATURE = 4.0
 """By which scores are divided; divergences are given times its square, so that they compare with those at 1."""
@@ -69,7 +69,7 @@ def answer_slopes(
         with torch.enable_grad():
             given = images.clone().requires_grad_(images.is_floating_point())
             scores = scores_in(run(model, given.clone())).float()  # a network may write to its input
-            scores = scores.movedim(1, -1) if scores.dim() == 4 else scores
+            scores = scores.movedim(class_axis(scores), -1)
             shares = (scores.detach() / TEMPERATURE).softmax(-1)
             noise = torch.randn(shares.shape, generator=generator, device=shares.device) * shares.sqrt()
             direction = (noise - shares * noise.sum(-1, keepdim=True)) / TEMPERATURE

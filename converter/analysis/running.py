@@ -132,9 +132,14 @@ def scores_in(output: Any) -> Tensor:
 
 
 def log_probabilities(output: Any) -> Tensor:
-    """(..., classes) float32 of a network's answer; a map of scores (N, classes, H, W) has its classes in front."""
+    """(..., classes) float32 of a network's answer."""
     scores = scores_in(output).float()
-    return F.log_softmax(scores.movedim(1, -1) if scores.dim() == 4 else scores, -1)
+    return F.log_softmax(scores.movedim(class_axis(scores), -1), -1)
+
+
+def class_axis(scores: Tensor) -> int:
+    """Of (..., classes), or of a map (N, classes, H, W) or (N, classes, D, H, W), which has its classes in front."""
+    return 1 if scores.dim() >= 4 else scores.dim() - 1
 
 
 def _walk(value: Any, seen: set[int]) -> Iterator[Tensor]:

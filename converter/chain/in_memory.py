@@ -158,13 +158,13 @@ def compress(
     """Compresses a module: plans ranks, converts, polishes or fine-tunes.
 
     Args:
-        model: takes images (N, C, H, W); untouched.
+        model: takes images (N, C, H, W), or sound, videos or features, from (N, C) to (N, C, D, H, W); untouched.
         train: batches of images and labels; without labels enough where there are no epochs.
         test: batches of images and labels, to score both networks on.
         budget: such as "macs=0.5", "params=0.4" or "latency=0.6"; or a policy, such as `MacBudget(0.5)`.
         epochs: of fine-tuning on `train`; 0 for none.
         headroom: times the planned ranks to start fine-tuning at; above 1 they fall to the budget on the way.
-        images: (N, C, H, W) or batches of them, to plan and to fit the factors on; the first of `train` without. No
+        images: such inputs, or batches of them, to plan and to fit the factors on; the first of `train` without. No
             labels are needed.
         calibration_images: how many of these at most; some more judge.
         forms, keep, rank_multiple, sensitivity, polish, learning_rate, distill, matching, mixed_precision, seed: as
@@ -257,8 +257,11 @@ def _gathered(given: Tensor | Iterable[Any], count: int) -> Tensor:
         if not parts:
             raise OptionError("there are no images in the batches; give at least 1")
         found = torch.cat(parts)[:count]
-    if found.dim() != 4 or not len(found):
-        raise OptionError(f"images have the shape {tuple(found.shape)}; give (N, C, H, W) with N of at least 1")
+    if not 2 <= found.dim() <= 5 or not len(found):
+        raise OptionError(
+            f"images have the shape {tuple(found.shape)}; give (N, C, H, W), or from (N, C) to (N, C, D, H, W), "
+            "with N of at least 1"
+        )
     return found.detach().cpu()
 
 

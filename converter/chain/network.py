@@ -111,6 +111,11 @@ def open_network(
                 f"{model}: a compressed checkpoint brings its own weights and input; leave {extra[0]} out"
             )
         loaded = load_compressed(model, build_plain, trust=trust)
+        if len(loaded.source.input_shape) != 3:
+            size = "x".join(map(str, loaded.source.input_shape))
+            raise OptionError(
+                f"{model}: eats {size}, and the command line reads images CxHxW; use dprp.load in Python"
+            )
         return Network(loaded.model, loaded.source, compressed=True)
     if suffix == ".onnx":
         raise OptionError(

@@ -16,7 +16,7 @@ from ..analysis.memory import ACTIVATION_BYTES
 from ..analysis.norm_pairs import norm_pairs
 from ..analysis.opening import opened
 from ..analysis.probe import evaluating
-from ..analysis.running import run, tensors_in
+from ..analysis.running import class_axis, run, tensors_in
 from ..errors import ModelError
 from ..lowrank.layers import LowRank
 
@@ -203,7 +203,7 @@ def _answers_apart(ours: list[Tensor], wanted: list[Tensor]) -> Tensor:
 
 
 def _softened(output: Tensor, wanted: Tensor) -> Tensor:
-    axis = 1 if output.dim() == 4 else output.dim() - 1
+    axis = class_axis(output)
     if output.dim() < 2 or output.shape[axis] < 2:
         return _variances(output, wanted)
     ours, theirs = (scores.float().movedim(axis, -1).flatten(0, -2) / TEMPERATURE for scores in (output, wanted))

@@ -9,7 +9,8 @@ from dataclasses import asdict, dataclass
 from ..json_values import number, printable, sequence, whole
 
 _MOST_CLASSES = 2**20
-_LARGEST_SIDE = 65_536
+_LARGEST_SIDE = 2**20
+_MOST_SIDES = 4
 _MOST_VALUES = 2**28
 
 
@@ -20,7 +21,7 @@ class Source:
     Attributes:
         model: a name that the builder knows, or `package.module:function`.
         classes: number of outputs, None for the model's own.
-        input_shape: (C, H, W).
+        input_shape: (C, H, W) of an image; from (C,) to (C, D, H, W) of what else a network eats.
         mean, std: per channel, of inputs scaled to 0..1.
     """
 
@@ -42,7 +43,7 @@ class Source:
             KeyError, TypeError, ValueError: something is missing, of another kind, or out of bounds.
         """
         values = json.loads(text)
-        sides = sequence(values["input_shape"], "input_shape", 3)
+        sides = sequence(values["input_shape"], "input_shape", _MOST_SIDES)
         source = cls(
             printable(values["model"], "model"),
             None if values["classes"] is None else whole(values["classes"], "classes", 1, _MOST_CLASSES),
@@ -50,8 +51,10 @@ class Source:
             tuple(number(value, "mean") for value in sequence(values["mean"], "mean", _LARGEST_SIDE)),
             tuple(number(value, "std", above=0) for value in sequence(values["std"], "std", _LARGEST_SIDE)),
         )
-        if len(source.input_shape) != 3 or math.prod(source.input_shape) > _MOST_VALUES:
-            raise ValueError(f"input_shape is {sides}; three sizes and at most {_MOST_VALUES:,} values belong there")
+        if not source.input_shape or math.prod(source.input_shape) > _MOST_VALUES:
+            raise ValueError(
+                f"input_shape is {sides}; one to {_MOST_SIDES} sizes and at most {_MOST_VALUES:,} values belong there"
+            )
         if not len(source.mean) == len(source.std) == source.input_shape[0]:
             raise ValueError(
                 f"there are {len(source.mean)} means and {len(source.std)} stds for {source.input_shape[0]} channels"

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..analysis.running import scores_in
+from ..analysis.running import class_axis, scores_in
 from ..lowrank.layers import LowRank
 from .config import RankPenalty
 
@@ -99,7 +99,7 @@ def distillation(student: Tensor, teacher: Tensor, temperature: float) -> Tensor
 
     Source: Hinton, Vinyals and Dean (2015).
     """
-    axis = 1 if student.dim() == 4 else student.dim() - 1
+    axis = class_axis(student)
     if student.dim() < 2 or student.shape[axis] < 2:
         return (student.float() - teacher.float()).square().mean() / teacher.float().var(correction=0).clamp_min(
             1e-12

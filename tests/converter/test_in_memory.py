@@ -6,7 +6,7 @@ import copy
 import subprocess
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import dprp
-from dprp.converter import OptionError
+from dprp.converter import OptionError, Source, save_compressed
+from dprp.converter.chain.network import open_network
 
 
 def _images(count: int = 60) -> Tensor:
@@ -43,6 +44,52 @@ def test_images_alone_are_enough(residual: nn.Module) -> None:
     assert result.summary.verdict is not None
     assert "the same answer as the dense network on" in str(result.summary)
     assert result.summary.to_dict()["top1"] == {"dense": None, "compressed": None, "images": None}
+
+
+def _sound() -> nn.Module:
+    return nn.Sequential(
+        nn.Conv1d(2, 32, 9, stride=2), nn.BatchNorm1d(32), nn.ReLU(), nn.Conv1d(32, 32, 5), nn.ReLU(),
+        nn.ConvTranspose1d(32, 16, 4, stride=2), nn.AdaptiveAvgPool1d(1), nn.Flatten(), nn.Linear(16, 5),
+    )  # fmt: skip
+
+
+def _video() -> nn.Module:
+    return nn.Sequential(
+        nn.Conv3d(2, 16, 3, stride=(1, 2, 2), padding=1), nn.BatchNorm3d(16), nn.ReLU(),
+        nn.Conv3d(16, 24, 3, padding=1), nn.ReLU(), nn.AdaptiveAvgPool3d(1), nn.Flatten(), nn.Linear(24, 5),
+    )  # fmt: skip
+
+
+def _features() -> nn.Module:
+    return nn.Sequential(
+        nn.Linear(40, 64), nn.BatchNorm1d(64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 5)
+    )
+
+
+@pytest.mark.parametrize(
+    ("make", "sizes"),
+    [(_sound, (2, 64)), (_video, (2, 4, 12, 12)), (_features, (40,))],
+    ids=["sound", "video", "features"],
+)
+def test_what_it_eats_need_not_be_images(
+    make: Callable[[], nn.Module], sizes: tuple[int, ...], tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    model = make().eval()
+    data = TensorDataset(torch.randn(40, *sizes), torch.randint(5, (40,)))
+    result = dprp.compress(model, DataLoader(data, batch_size=20), budget="macs=0.6", epochs=1, rank_multiple=1)
+    assert _macs(result) <= 0.6
+    result.save(tmp_path / "small")
+    again = dprp.load(tmp_path / "small", make())
+    assert torch.equal(again(data.tensors[0]), result.model(data.tensors[0]))
+    result.to_onnx(tmp_path / "small.onnx")
+    own = f"{__name__}:{make.__name__}"
+    source = Source(own, None, sizes, (0.0,) * sizes[0], (1.0,) * sizes[0])
+    save_compressed(result.model, source, tmp_path / "own.safetensors")
+    with pytest.raises(
+        OptionError, match=r"eats .*, and the command line reads images CxHxW; use"
+    ):
+        open_network(str(tmp_path / "own.safetensors"), trust=own)
 
 
 @pytest.mark.parametrize("kind", ["tensors", "pairs"])
@@ -137,7 +184,7 @@ def test_mistakes_are_one_sentence(residual: nn.Module) -> None:
         ("2 epochs need training batches; give train, or epochs=0", {"epochs": 2, "images": _images()}),
         ("epochs -1 is below 0", {"epochs": -1}),
         ("headroom 0.5 is below 1", {"headroom": 0.5}),
-        (r"images have the shape \(3, 16, 16\); give \(N, C, H, W\)", {"images": _images()[0]}),
+        (r"images have the shape \(16,\); give \(N, C, H, W\)", {"images": _images()[0, 0, 0]}),
         ("batches are of str; give tensors of images", {"images": ["cat.png"]}),
         ("there are no images in the batches", {"images": []}),
         ("calibration images 0 is below 1", {"images": _images(), "calibration_images": 0}),

@@ -108,7 +108,10 @@ def other_rank(_tensors: dict[str, torch.Tensor], metadata: dict[str, str]) -> N
         (set_metadata(dprp_format="x" * 999), r"has format x{199}…, this dprp reads"),
         (set_source(classes=2**40), r"classes is 1099511627776; a whole number from 1 to 1,048,576 belongs there"),
         (set_source(classes="10"), r"classes is '10'; a whole number"),
-        (set_source(input_shape=[3, 65_536, 65_536]), r"input_shape is \[3, 65536, 65536\]; three sizes and at most"),
+        (
+            set_source(input_shape=[3, 65_536, 65_536]),
+            r"input_shape is \[3, 65536, 65536\]; one to 4 sizes and",
+        ),
         (set_source(input_shape=[3, 0, 16]), r"input_shape is 0; a whole number from 1"),
         (set_source(std=[0.0, 1.0, 1.0]), r"std is 0\.0; a finite number above 0 belongs there"),
         (set_source(mean=[float("nan"), 1.0, 1.0]), r"mean is nan; a finite number belongs there"),
