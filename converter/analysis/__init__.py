@@ -6,6 +6,7 @@ Changes nothing.
 
 from .accuracy import Accuracy, evaluate
 from .calibration import Calibration, calibrate
+from .inputs import Inputs
 from .sensitivity import BLENDS, Losses, Sensitivity, foretell, sensitivities
 from .surveying import Layer, Survey, survey
 
@@ -13,6 +14,7 @@ __all__ = [
     "BLENDS",
     "Accuracy",
     "Calibration",
+    "Inputs",
     "Layer",
     "Losses",
     "Sensitivity",

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from .accuracy import device_of
 from .divergence import divergence_between
+from .inputs import Samples
 from .probe import evaluating
 from .running import log_probabilities, run
 
@@ -39,7 +40,7 @@ class Agreement:
 
 
 @torch.no_grad()
-def agreement(model: nn.Module, dense: nn.Module, images: Tensor, *, batch: int = 50) -> Agreement:
+def agreement(model: nn.Module, dense: nn.Module, images: Samples, *, batch: int = 50) -> Agreement:
     """Compares the top answers of two networks.
 
     Args:
@@ -54,7 +55,7 @@ def agreement(model: nn.Module, dense: nn.Module, images: Tensor, *, batch: int 
     same = answers = 0
     nats = 0.0
     with evaluating(model), evaluating(dense):
-        for part in torch.split(images, batch):
+        for part in images.split(batch):
             ours, theirs = (_answers(network, part) for network in (model, dense))
             same += int((ours.argmax(-1) == theirs.argmax(-1)).sum())
             answers += ours[..., 0].numel()
@@ -62,5 +63,5 @@ def agreement(model: nn.Module, dense: nn.Module, images: Tensor, *, batch: int 
     return Agreement(same / max(1, answers), len(images), nats / max(1, len(images)))
 
 
-def _answers(model: nn.Module, images: Tensor) -> Tensor:
+def _answers(model: nn.Module, images: Samples) -> Tensor:
     return log_probabilities(run(model, images.to(device_of(model)))).cpu()

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from ..lowrank.layers import convolve
 from ..lowrank.shapes import Plain, shape_of
 from .answer_slopes import TEMPERATURE, Call, answer_slopes, centred, images_with_slopes, usable
+from .inputs import Samples
 from .probe import evaluating
 
 
@@ -35,7 +36,7 @@ class Effect:
 @torch.no_grad()
 def answer_changes(
     model: nn.Module,
-    images: Tensor,
+    images: Samples,
     changes: Mapping[str, Sequence[Tensor]],
     axes: Mapping[str, int | None],
     *,
@@ -64,7 +65,7 @@ def answer_changes(
     generator = torch.Generator(images.device).manual_seed(0)
     answers = 0
     with evaluating(model):
-        for part in torch.split(images, images_with_slopes(bytes_an_image)):
+        for part in images.split(images_with_slopes(bytes_an_image)):
             calls, rows = answer_slopes(model, modules, part, generator)
             answers += rows
             for name, module in modules.items():
@@ -77,7 +78,7 @@ def answer_changes(
                     continue
                 variation[name] += sum(call.variation for call in calls[name])
                 for place, change in enumerate(changes[name]):
-                    slopes = torch.zeros(len(part), dtype=torch.float64, device=part.device)
+                    slopes = torch.zeros(len(part), dtype=torch.float64, device=images.device)
                     for call in calls[name]:
                         moved = _moved(module, change, call)
                         lost[name][place] += float(moved.square().sum())

@@ -18,8 +18,9 @@ import torch
 from torch import Tensor, nn
 
 from ..lowrank.shapes import Plain, shape_of
+from .inputs import Samples
 from .probe import layer_input
-from .running import class_axis, run, scores_in
+from .running import class_axis, run, scores_in, tensors_in
 
 TEMPERATURE = 4.0
 """By which scores are divided; divergences are given times its square, so that they compare with those at 1."""
@@ -47,7 +48,7 @@ class Call:
 
 
 def answer_slopes(
-    model: nn.Module, modules: Mapping[str, nn.Module], images: Tensor, generator: torch.Generator
+    model: nn.Module, modules: Mapping[str, nn.Module], images: Samples, generator: torch.Generator
 ) -> tuple[dict[str, list[Call]], int]:
     """What each layer read and the gradient of what it gave; and how many answers there were."""
     calls: dict[str, list[Call]] = {name: [] for name in modules}
@@ -67,7 +68,8 @@ def answer_slopes(
     handles = [module.register_forward_hook(record(name), with_kwargs=True) for name, module in modules.items()]
     try:
         with torch.enable_grad():
-            given = images.clone().requires_grad_(images.is_floating_point())
+            given = images.clone()
+            tracked = [tensor.requires_grad_() for tensor in tensors_in(given) if tensor.is_floating_point()]
             scores = scores_in(run(model, given.clone())).float()  # a network may write to its input
             scores = scores.movedim(class_axis(scores), -1)
             shares = (scores.detach() / TEMPERATURE).softmax(-1)
@@ -75,8 +77,8 @@ def answer_slopes(
             direction = (noise - shares * noise.sum(-1, keepdim=True)) / TEMPERATURE
             # A network that was never trained here may write to what its gradients need: then there are none.
             with contextlib.suppress(RuntimeError):
-                if scores.requires_grad:
-                    torch.autograd.backward((scores * direction).sum(), inputs=[given])
+                if scores.requires_grad and tracked:
+                    torch.autograd.backward((scores * direction).sum(), inputs=tracked)
     finally:
         for handle in handles:
             handle.remove()

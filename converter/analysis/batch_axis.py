@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .inputs import Samples
 from .probe import evaluating, layer_input
 from .running import run, same_noise
 
@@ -22,20 +23,20 @@ _NOTHING = 1e-6
 
 
 @torch.no_grad()
-def batch_axes(model: nn.Module, names: Iterable[str], images: Tensor) -> dict[str, int | None]:
+def batch_axes(model: nn.Module, names: Iterable[str], images: Samples) -> dict[str, int | None]:
     """The axis along which each layer's input is made of one block for each image.
 
     Args:
         model: runs twice, on three images and on the same in another order.
         names: layers.
-        images: (N, ...), N >= 1; noise makes up for missing ones.
+        images: (N, ...), N >= 1; noise makes up for missing ones of a tensor.
 
     Returns:
         The axis of the layer's first input, by name; None where there is none: the input is the same for all images,
         holds one image only, mixes them, or the layer did not run.
     """
     few = images[:_IMAGES]
-    if len(few) < _IMAGES and few.is_floating_point():
+    if len(few) < _IMAGES and isinstance(few, Tensor) and few.is_floating_point():
         generator = torch.Generator().manual_seed(0)
         noise = torch.randn((_IMAGES - len(few), *few.shape[1:]), generator=generator).to(few)
         few = torch.cat([few, noise * few.std() + few.mean() if few.numel() > 1 else noise])
@@ -49,7 +50,7 @@ def batch_axes(model: nn.Module, names: Iterable[str], images: Tensor) -> dict[s
     }
 
 
-def _inputs(model: nn.Module, names: list[str], images: Tensor) -> dict[str, Tensor]:
+def _inputs(model: nn.Module, names: list[str], images: Samples) -> dict[str, Tensor]:
     seen: dict[str, Tensor] = {}
 
     def look(name: str) -> Any:

@@ -16,13 +16,14 @@ from ..lowrank.moments import pair_moments
 from ..lowrank.shapes import LayerShape
 from .accuracy import device_of
 from .batch_axis import batch_axes
+from .inputs import Example, Inputs, Samples, as_samples, joined
 from .layout import laid_out
 from .memory import images_in_memory
 from .norm_pairs import norm_pairs
 from .opening import opened
 from .output_metrics import OutputMetrics, output_metrics
 from .probe import evaluating, layer_input
-from .running import finite, named, run
+from .running import finite, named, run, tensors_in
 from .surveying import Layer, Survey
 
 Moments = Mapping[tuple[str, Form], Tensor]
@@ -53,7 +54,7 @@ class Calibration:
             layer counts the same.
     """
 
-    images: Tensor
+    images: Samples
     energies: Energies = field(repr=False)
     metrics: OutputMetrics = field(default_factory=dict, repr=False)
 
@@ -62,7 +63,7 @@ class Calibration:
 def calibrate(
     model: nn.Module,
     layers: Survey,
-    batches: Tensor | Iterable[Tensor | tuple[Tensor, ...]],
+    batches: Samples | Iterable[Example],
     *,
     images: int = 2000,
     on_layer: Callable[[str], None] | None = None,
@@ -72,7 +73,8 @@ def calibrate(
     Args:
         model: the dense network that `layers` was made from.
         layers: its survey.
-        batches: images (N, C, H, W), or batches of them whose first element is the images; labels are not used.
+        batches: images (N, C, H, W), or batches of them: images, or tuples whose first element is the images; labels
+            are not used. `Inputs` where the network takes several.
         images: how many to use at most; fewer where their activations would take more than 1.5 GiB.
         on_layer: is told the name of each layer when it is done.
 
@@ -88,7 +90,7 @@ def calibrate(
     shapes = [layer.shape for layer in layers]
     sample = _gather(batches, images_in_memory(shapes, images, networks=2)).to(device_of(model))
     sample = laid_out(model, sample)
-    if not finite(sample):
+    if not all(finite(tensor) for tensor in tensors_in(sample) if tensor.is_floating_point()):
         raise ModelError("the calibration images hold values that are not finite; check the data")
     wanted = {layer.name: layer for layer in layers if layer.reason is None}
     for layer in wanted.values():
@@ -136,25 +138,27 @@ def calibrate(
     return Calibration(sample, energies, metrics)
 
 
-def takes_up_means(model: nn.Module, names: Iterable[str], images: Tensor) -> set[str]:
+def takes_up_means(model: nn.Module, names: Iterable[str], images: Samples) -> set[str]:
     """Which of these layers can lose the mean of their output without loss: those with a bias, or a norm behind."""
     behind = {pair.layer for pair in norm_pairs(model, [images[:2]])}
     return {name for name in names if name in behind or model.get_submodule(name).bias is not None}
 
 
-def _gather(batches: Tensor | Iterable[Tensor | tuple[Tensor, ...]], images: int) -> Tensor:
-    if isinstance(batches, Tensor):
+def _gather(batches: Samples | Iterable[Example], images: int) -> Any:
+    parts: list[Samples] = []
+    if isinstance(batches, (Tensor, Inputs)):
         parts = [batches[:images]]
     else:
-        parts, have = [], 0
+        have = 0
         for batch in batches:
-            part = batch[0] if isinstance(batch, (tuple, list)) and batch else batch
-            if not isinstance(part, Tensor):
+            first = batch[0] if isinstance(batch, (tuple, list)) and batch else batch
+            if not isinstance(first, (Tensor, Inputs, tuple, list, dict)):
                 raise ModelError(
                     f"a calibration batch is a {type(batch).__name__}; give images (N, ...), or tuples whose first "
                     "element is the images"
                 )
-            if parts and part.shape[1:] != parts[0].shape[1:]:
+            part = as_samples(first)
+            if isinstance(part, Tensor) and parts and part.shape[1:] != parts[0].shape[1:]:
                 raise ModelError(
                     f"calibration images have shapes {tuple(parts[0].shape[1:])} and {tuple(part.shape[1:])}; give "
                     "them one size"
@@ -165,7 +169,7 @@ def _gather(batches: Tensor | Iterable[Tensor | tuple[Tensor, ...]], images: int
                 break
     if not parts or sum(len(part) for part in parts) == 0:
         raise ModelError("there are no calibration images; give a data set with training images")
-    return torch.cat(parts)
+    return joined(parts)
 
 
 def _weight_energies(layer: Layer) -> dict[tuple[str, Form], Tensor]:

@@ -9,12 +9,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .inputs import Samples
 from .probe import evaluating
 from .running import log_probabilities, run
 
 
 @torch.no_grad()
-def answers(model: nn.Module, images: Tensor, *, batch: int = 50, temperature: float = 1.0) -> list[Tensor]:
+def answers(model: nn.Module, images: Samples, *, batch: int = 50, temperature: float = 1.0) -> list[Tensor]:
     """Log-probabilities of each batch, softened at temperatures above 1.
 
     Args:
@@ -23,7 +24,7 @@ def answers(model: nn.Module, images: Tensor, *, batch: int = 50, temperature: f
         batch: images a forward pass.
     """
     with evaluating(model):
-        parts = [log_probabilities(run(model, part)) for part in torch.split(images, batch)]
+        parts = [log_probabilities(run(model, part)) for part in images.split(batch)]
     return parts if temperature == 1.0 else [F.log_softmax(part / temperature, -1) for part in parts]
 
 
@@ -34,7 +35,7 @@ def divergence_between(ours: Sequence[Tensor], wanted: Sequence[Tensor], images:
     return math.inf if math.isnan(total) else total / max(1, images)
 
 
-def divergence(model: nn.Module, dense: nn.Module, images: Tensor, *, batch: int = 50) -> float:
+def divergence(model: nn.Module, dense: nn.Module, images: Samples, *, batch: int = 50) -> float:
     """Mean Kullback-Leibler divergence of the outputs from the dense network's, in nats an image.
 
     Args:

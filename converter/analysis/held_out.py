@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
+from .inputs import Samples, joined
 
 
-def hold_out(images: Tensor) -> tuple[Tensor, Tensor]:
+def hold_out(images: Samples) -> tuple[Samples, Samples]:
     """Four fifths of the images to fit on, and the other fifth to judge by: every fifth one, from the first."""
-    return torch.cat([images[start::5] for start in range(1, 5)]), images[::5]
+    return joined([images[start::5] for start in range(1, 5)]), images[::5]

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import ModelError
+from .inputs import Samples
 from .probe import evaluating
 from .running import run, same_noise, scores_in
 
@@ -15,7 +16,7 @@ _SAME = 1e-3
 
 
 @torch.no_grad()
-def laid_out(model: nn.Module, images: Tensor) -> Tensor:
+def laid_out(model: nn.Module, images: Samples) -> Samples:
     """The same images, channels last where the network answers the same to them.
 
     A CPU convolves such images about twice as fast, and every layer hands the layout on to the next. A network that
@@ -25,7 +26,7 @@ def laid_out(model: nn.Module, images: Tensor) -> Tensor:
         model: runs twice, on two images.
         images: (N, ...), on the model's device; untouched.
     """
-    if images.dim() != 4 or images.device.type != "cpu":
+    if not isinstance(images, Tensor) or images.dim() != 4 or images.device.type != "cpu":
         return images
     few = images[:_TRIED]
     try:

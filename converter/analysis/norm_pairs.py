@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from ..lowrank.shapes import Plain, shape_of
+from .inputs import Samples
 from .probe import evaluating
 from .running import run, same_noise, tensors_in
 
@@ -50,7 +51,7 @@ class Pair(NamedTuple):
     norm: str
 
 
-def norm_pairs(model: nn.Module, inputs: Sequence[Tensor]) -> list[Pair]:
+def norm_pairs(model: nn.Module, inputs: Sequence[Samples]) -> list[Pair]:
     """Layers whose output a BatchNorm reads and nothing else, as one forward pass on each input shows it.
 
     Args:
@@ -127,7 +128,7 @@ class _Watch(TorchFunctionMode):
         self._norm_of: dict[int, nn.Module] = {}
         self._spoiled: set[nn.Module] = set()
 
-    def pairs(self, example: Tensor) -> dict[nn.Module, nn.Module]:
+    def pairs(self, example: Samples) -> dict[nn.Module, nn.Module]:
         """The norm that alone reads a layer's output, by layer."""
         handles = []
         for module in self._plain:

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from ..errors import ModelError
 from ..lowrank.shapes import LayerShape
 from .answer_slopes import Call, answer_slopes, images_with_slopes, usable
+from .inputs import Samples
 from .memory import bytes_kept
 from .probe import evaluating
 from .running import copied
@@ -70,7 +71,7 @@ class _Slopes:
 
 @torch.no_grad()
 def output_metrics(
-    model: nn.Module, shapes: Mapping[str, LayerShape], images: Tensor, axes: Mapping[str, int | None]
+    model: nn.Module, shapes: Mapping[str, LayerShape], images: Samples, axes: Mapping[str, int | None]
 ) -> dict[str, Tensor]:
     """The metric of each layer's output.
 
@@ -88,7 +89,7 @@ def output_metrics(
     for parameter in probe.parameters():
         parameter.requires_grad_(False)
     sums = {
-        name: _Slopes(images.new_zeros((shape.groups, size, size), dtype=torch.float64))
+        name: _Slopes(torch.zeros((shape.groups, size, size), dtype=torch.float64, device=images.device))
         for name, shape in shapes.items()
         if axes.get(name) is not None and 1 < (size := shape.outputs // shape.groups) <= _LARGEST
     }
@@ -96,7 +97,7 @@ def output_metrics(
     at_once = images_with_slopes(sum(bytes_kept(shape) for shape in shapes.values()))
     generator = torch.Generator(images.device).manual_seed(0)
     with evaluating(probe), torch.autocast(images.device.type, enabled=False):
-        for part in torch.split(images, at_once):
+        for part in images.split(at_once):
             try:
                 calls, _ = answer_slopes(probe, modules, part, generator)
             except ModelError:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ..errors import ModelError
 from ..lowrank.layers import LowRank
 from ..lowrank.shapes import LayerShape, Map, Plain, shape_of
+from .inputs import Samples
 from .outside import OutsideCounter
 from .running import run
 
@@ -39,20 +40,20 @@ class Probe:
     outside: int
 
 
-def probe(model: nn.Module, example: Tensor) -> Probe:
+def probe(model: nn.Module, example: Samples) -> Probe:
     """The forward pass of one sample.
 
     Only the first sample runs, so that nothing has to be divided by a number of samples: a branch that does not carry
     the batch, or one call for each sample, counts as what it is. A network that wants several runs on all of them.
     """
-    if example.dim() < 1 or example.shape[0] < 1:
+    if not example.shape or len(example) < 1:
         raise ModelError(f"the example input has shape {tuple(example.shape)}; give at least one sample (N, ...)")
     try:
         return _calls(model, example[:1], 1)
     except ModelError:
-        if example.shape[0] == 1:
+        if len(example) == 1:
             raise
-        return _calls(model, example, example.shape[0])
+        return _calls(model, example, len(example))
 
 
 def layer_input(inputs: tuple[Any, ...], keywords: dict[str, Any]) -> Tensor | None:
@@ -61,7 +62,7 @@ def layer_input(inputs: tuple[Any, ...], keywords: dict[str, Any]) -> Tensor | N
     return given if isinstance(given, Tensor) else None
 
 
-def _calls(model: nn.Module, example: Tensor, samples: int) -> Probe:
+def _calls(model: nn.Module, example: Samples, samples: int) -> Probe:
     counter = OutsideCounter()
     calls: dict[nn.Module, list[Call]] = {}
 

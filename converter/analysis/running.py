@@ -15,9 +15,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..errors import ConverterError, ModelError
+from .inputs import Inputs, Samples
 
 
-def run(model: nn.Module, *inputs: Any) -> Any:
+def run(model: nn.Module, samples: Samples) -> Any:
     """What a network answers.
 
     Raises:
@@ -25,11 +26,12 @@ def run(model: nn.Module, *inputs: Any) -> Any:
     """
     try:
         with _every_module():
-            return model(*inputs)
+            return model(*samples.args, **samples.kwargs) if isinstance(samples, Inputs) else model(samples)
     except ConverterError:
         raise
     except Exception as error:  # a user's forward may raise anything
-        shapes = ", ".join(_described(value) for value in inputs)
+        given = [*samples.args, *samples.kwargs.values()] if isinstance(samples, Inputs) else [samples]
+        shapes = ", ".join(_described(value) for value in given)
         raise ModelError(
             f"the model cannot take an input of {shapes} ({failed_in(model, error)}{first_line(error)}); give the "
             "shape and type it was made for (--input CxHxW)"

@@ -26,6 +26,7 @@ from ..lowrank.shapes import LayerShape
 from .answer_changes import answer_changes
 from .batch_axis import batch_axes
 from .calibration import RIDGE, Calibration, Energies, takes_up_means
+from .inputs import Samples, joined
 from .memory import bytes_kept, images_in_memory
 from .opening import opened
 from .output_metrics import OutputMetrics
@@ -201,7 +202,7 @@ def _curves(
     layers: list[Layer],
     relative: Energies,
     metrics: OutputMetrics,
-    images: Tensor,
+    images: Samples,
     axes: dict[str, int | None],
 ) -> dict[tuple[str, Form], tuple[_Curve, _Curve]]:
     """From foretold lost energy to nats, and to energy lost in truth, at a few ranks of each form.
@@ -211,7 +212,7 @@ def _curves(
     """
     few = len(images) < _FEWEST_TO_SPLIT
     judged = images if few else images[::3]
-    fitted = images if few else torch.cat([images[1::3], images[2::3]])
+    fitted = images if few else joined([images[1::3], images[2::3]])
     centred = takes_up_means(model, [layer.name for layer in layers], images)
     moments = _moments(model, layers, fitted)
     tries: dict[str, list[tuple[Form, int]]] = {}
@@ -267,7 +268,7 @@ def _levelled(points: _Curve) -> _Curve:
     return levelled
 
 
-def _moments(model: nn.Module, layers: list[Layer], images: Tensor) -> dict[tuple[str, Form], PairMoments]:
+def _moments(model: nn.Module, layers: list[Layer], images: Samples) -> dict[tuple[str, Form], PairMoments]:
     """Moments of what the first factors see, over all images, some at a time."""
     means: dict[tuple[str, Form], PairMoments] = {}
 
@@ -292,7 +293,7 @@ def _moments(model: nn.Module, layers: list[Layer], images: Tensor) -> dict[tupl
     batch = max(1, images_in_memory([layer.shape for layer in layers], len(images)))
     try:
         with evaluating(model):
-            for part in torch.split(images, batch):
+            for part in images.split(batch):
                 run(model, part)
     finally:
         for handle in handles:

@@ -21,6 +21,7 @@ from ..lowrank.forms import Form, forms_for, full_rank
 from ..lowrank.layers import LowRank
 from ..lowrank.shapes import KINDS, LayerShape, Plain, shape_of
 from ..tables import table
+from .inputs import Example, as_samples
 from .opening import opened
 from .probe import COUNTED, Call, probe
 
@@ -135,12 +136,12 @@ def _full(layer: Layer, form: Form) -> int:
     return full_rank(layer.shape, form)
 
 
-def survey(model: nn.Module, example: Tensor) -> Survey:
+def survey(model: nn.Module, example: Example) -> Survey:
     """Walks a network with one probe forward.
 
     Args:
         model: any module; neither its weights nor its mode are changed.
-        example: (N, ...) one input batch, on the model's device.
+        example: (N, ...) one input batch, on the model's device; `Inputs` where the network takes several.
 
     Returns:
         Every layer with its shape, cost and forms, or the reason it stays.
@@ -149,11 +150,12 @@ def survey(model: nn.Module, example: Tensor) -> Survey:
         ModelError: the model is wrapped (DataParallel, compile), or cannot take the example.
     """
     _refuse_wrappers(model)
+    samples = as_samples(example)
     model = opened(model)
     names: defaultdict[nn.Module, list[str]] = defaultdict(list)
     for name, module in model.named_modules(remove_duplicate=False):
         names[module].append(name)
-    found_out = probe(model, example)
+    found_out = probe(model, samples)
     calls = found_out.calls
     owners: defaultdict[int, set[nn.Module]] = defaultdict(set)
     for module in names:
@@ -188,7 +190,7 @@ def survey(model: nn.Module, example: Tensor) -> Survey:
         tuple(layers),
         sum(p.numel() for p in model.parameters() if not _lazy(p)),
         sum(layer.macs for layer in layers),
-        tuple(example.shape[1:]),
+        tuple(samples.shape[1:]),
     )
 
 

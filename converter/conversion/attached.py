@@ -7,6 +7,7 @@ from dataclasses import replace
 from torch import Tensor, nn
 
 from ..analysis.accuracy import device_of
+from ..analysis.inputs import Inputs, Samples
 from ..errors import PlanError
 from ..lowrank.layers import LowRank
 from ..planning.plan import Plan
@@ -30,13 +31,13 @@ def plan_of(model: nn.Module) -> Plan:
     return plan.with_ranks(ranks)
 
 
-def images_of(model: nn.Module) -> Tensor | None:
+def images_of(model: nn.Module) -> Samples | None:
     """A few of the images that a model was calibrated on, on its device and of its type; None without calibration."""
     images = getattr(model, _IMAGES, None)
-    if not isinstance(images, Tensor):
+    if not isinstance(images, (Tensor, Inputs)):
         return None
-    first = next((parameter for parameter in model.parameters() if parameter.is_floating_point()), images)
-    return images.to(first) if images.is_floating_point() else images.to(device_of(model))
+    first = next((parameter for parameter in model.parameters() if parameter.is_floating_point()), None)
+    return images.to(first) if first is not None and images.is_floating_point() else images.to(device_of(model))
 
 
 def forget_plan(model: nn.Module) -> None:
@@ -65,7 +66,7 @@ def attach_plan(model: nn.Module, plan: Plan) -> None:
     setattr(model, _PLAN, _on_top(getattr(model, _PLAN, None), plan))
 
 
-def attach_images(model: nn.Module, images: Tensor) -> None:
+def attach_images(model: nn.Module, images: Samples) -> None:
     """Keeps images for `images_of`: their own copy, for a view would keep all that it was cut from."""
     setattr(model, _IMAGES, images.clone())
 

@@ -11,6 +11,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..analysis.divergence import answers, divergence_between
 from ..analysis.held_out import hold_out
+from ..analysis.inputs import Samples
 from ..analysis.probe import evaluating
 from ..analysis.running import run
 
@@ -18,7 +19,7 @@ _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 
 @torch.no_grad()
-def reestimate(model: nn.Module, dense: nn.Module, images: Tensor, *, batch: int = 50) -> bool:
+def reestimate(model: nn.Module, dense: nn.Module, images: Samples, *, batch: int = 50) -> bool:
     """Takes running means and variances anew, if that brings the outputs nearer to the dense network's.
 
     Args:
@@ -52,7 +53,7 @@ def reestimate(model: nn.Module, dense: nn.Module, images: Tensor, *, batch: int
                 norm.reset_running_stats()
                 norm.momentum = None  # a plain mean over batches
                 norm.train()
-            for part in torch.split(seen, batch):
+            for part in seen.split(batch):
                 if len(part) > 1:
                     run(model, part)
         kept = apart() < before

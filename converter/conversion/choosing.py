@@ -19,6 +19,7 @@ from torch import nn
 from ..analysis.answer_slopes import TEMPERATURE
 from ..analysis.calibration import Calibration
 from ..analysis.divergence import answers, divergence_between
+from ..analysis.inputs import joined
 from ..planning.plan import Plan
 from .converting import convert
 
@@ -72,7 +73,7 @@ def choose_plan(model: nn.Module, plans: Sequence[Plan], calibration: Calibratio
     if len(different) < 2 or len(calibration.images) < 2:
         return 0
     judges = calibration.images[::3][:_JUDGED]
-    others = torch.cat([calibration.images[1::3], calibration.images[2::3]])[: _fitted(plans[0].macs)]
+    others = joined([calibration.images[1::3], calibration.images[2::3]])[: _fitted(plans[0].macs)]
     trial = replace(calibration, images=others)
     wanted = answers(model, judges, temperature=TEMPERATURE)
     scores = {}

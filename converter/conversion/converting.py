@@ -7,9 +7,10 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ..analysis.calibration import RIDGE, Calibration
+from ..analysis.inputs import Samples
 from ..analysis.opening import open_in_place, opened
 from ..analysis.probe import evaluating
 from ..analysis.running import copied, named, run, same_noise
@@ -97,7 +98,7 @@ def convert(
     return converted
 
 
-def _example(model: nn.Module, plan: Plan, calibration: Calibration | None) -> Tensor | None:
+def _example(model: nn.Module, plan: Plan, calibration: Calibration | None) -> Samples | None:
     """An input to run the network on once; None for a model without parameters, whose type nobody knows."""
     if calibration is not None:
         return calibration.images[:1]
@@ -108,7 +109,7 @@ def _example(model: nn.Module, plan: Plan, calibration: Calibration | None) -> T
     return noise.to(first)
 
 
-def _layers_that_run(model: nn.Module, names: tuple[str, ...], example: Tensor) -> set[str] | None:
+def _layers_that_run(model: nn.Module, names: tuple[str, ...], example: Samples) -> set[str] | None:
     """Which of these layers run on an input; None where the model does not take it."""
     ran: set[str] = set()
     handles = [
@@ -125,7 +126,7 @@ def _layers_that_run(model: nn.Module, names: tuple[str, ...], example: Tensor) 
     return ran
 
 
-def _check_replacements_run(model: nn.Module, expected: set[str], example: Tensor) -> None:
+def _check_replacements_run(model: nn.Module, expected: set[str], example: Samples) -> None:
     """Raises ModelError where a layer that ran in the dense network does not run in the converted one."""
     ran = _layers_that_run(model, tuple(expected), example)
     if ran is None:

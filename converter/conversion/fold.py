@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
+from ..analysis.inputs import Example, Inputs, Samples, as_samples
 from ..analysis.norm_pairs import BatchNorm, Pair, norm_pairs
 from ..analysis.running import copied
 from ..errors import ConverterWarning, ModelError
@@ -25,7 +26,7 @@ from ..lowrank.shapes import Plain, shape_of
 from .trial import Trial
 
 
-def fold_batch_norms(model: nn.Module, example: Tensor) -> nn.Module:
+def fold_batch_norms(model: nn.Module, example: Example) -> nn.Module:
     """Folds each BatchNorm into the convolution or dense layer whose output only it reads. In place, eval mode.
 
     Args:
@@ -40,19 +41,21 @@ def fold_batch_norms(model: nn.Module, example: Tensor) -> nn.Module:
     """
     if model.training:
         raise ModelError("the model is in training mode; call model.eval() before folding BatchNorm")
-    fold_proved(model, with_noise(example))
+    fold_proved(model, with_noise(as_samples(example)))
     return model
 
 
-def with_noise(example: Tensor) -> list[Tensor]:
+def with_noise(example: Samples) -> list[Samples]:
     """An example and, where it holds numbers and not indices, noise of its shape: always the same."""
     if not example.is_floating_point():
         return [example]
-    noise = torch.randn(example.shape, generator=torch.Generator().manual_seed(0))
-    return [example, noise.to(example)]
+    generator = torch.Generator().manual_seed(0)
+    if isinstance(example, Inputs):
+        return [example, example.noise(generator)]
+    return [example, torch.randn(example.shape, generator=generator).to(example)]
 
 
-def fold_proved(model: nn.Module, inputs: Sequence[Tensor]) -> None:
+def fold_proved(model: nn.Module, inputs: Sequence[Samples]) -> None:
     """Folds in place what can be folded without changing the outputs on these inputs."""
     pairs = norm_pairs(model, inputs)
     if pairs:
@@ -102,7 +105,7 @@ def _folded(layer: Plain, norm: BatchNorm) -> nn.Module:
     return folded
 
 
-def _proved(model: nn.Module, pairs: list[Pair], inputs: Sequence[Tensor]) -> list[Pair]:
+def _proved(model: nn.Module, pairs: list[Pair], inputs: Sequence[Samples]) -> list[Pair]:
     """The pairs that can be folded without changing the outputs."""
     trial = Trial(model, inputs)
     twin = copied(trial.reference)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ..analysis.accuracy import device_of
+from ..analysis.inputs import Example, as_samples
 from ..analysis.running import copied
 from ..errors import ModelError
 from .attached import forget_plan, images_of, low_rank_layers, plan_of
@@ -13,7 +14,7 @@ from .fold import fold_proved, with_noise
 from .trial import Trial
 
 
-def fuse(model: nn.Module, example: Tensor | None = None) -> nn.Module:
+def fuse(model: nn.Module, example: Example | None = None) -> nn.Module:
     """A copy made of plain layers only, in eval mode, with the same outputs.
 
     Args:
@@ -23,7 +24,7 @@ def fuse(model: nn.Module, example: Tensor | None = None) -> nn.Module:
             noise of the shape that the plan was made for.
 
     Returns:
-        The network as nn.Conv2d and nn.Linear: two in a row for each low-rank layer, or one where that is cheaper.
+        The network in layers of torch's own: two in a row for each low-rank layer, or one where that is cheaper.
 
     Raises:
         PlanError: the model was never converted, and no example is given.
@@ -42,7 +43,7 @@ def fuse(model: nn.Module, example: Tensor | None = None) -> nn.Module:
         if module in plain:
             parent, _, child = name.rpartition(".")
             setattr(by_name[parent], child, plain[module])
-    inputs = with_noise(example)
+    inputs = with_noise(as_samples(example))
     trial = Trial(model, inputs)
     twin = copied(fused).double() if trial.exact else fused
     wrong = trial.difference(twin, first.dtype)

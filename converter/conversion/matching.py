@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..analysis.answer_slopes import TEMPERATURE
+from ..analysis.inputs import Samples
 from ..analysis.memory import ACTIVATION_BYTES
 from ..analysis.norm_pairs import norm_pairs
 from ..analysis.opening import opened
@@ -42,7 +43,7 @@ class Pair:
     """A converted network beside its dense one; both on one device, and evaluating while they are compared."""
 
     def __init__(
-        self, model: nn.Module, dense: nn.Module, images: Tensor, batch: int, sizes: Sizes | None = None
+        self, model: nn.Module, dense: nn.Module, images: Samples, batch: int, sizes: Sizes | None = None
     ) -> None:
         """Finds where outputs are compared: at each low-rank layer, or at the norm that takes up its mean.
 
@@ -62,12 +63,12 @@ class Pair:
         if not self._places:
             raise ModelError("the network has no low-rank layer that runs; convert it first, then polish")
         self._at_once = _at_once(model, images, batch)
-        self.sizes = sizes or _sizes(dense, self._places, torch.split(images[:batch], self._at_once))
+        self.sizes = sizes or _sizes(dense, self._places, images[:batch].split(self._at_once))
 
-    def backward(self, images: Tensor) -> float:
+    def backward(self, images: Samples) -> float:
         """Gradients of the distance on a batch, some images at a time."""
         total = 0.0
-        for part in torch.split(images, self._at_once):
+        for part in images.split(self._at_once):
             with torch.enable_grad():
                 loss = self._loss(part) * (len(part) / len(images))
                 loss.backward()  # type: ignore[no-untyped-call]
@@ -75,9 +76,9 @@ class Pair:
         return total
 
     @torch.no_grad()
-    def judge(self, images: Tensor) -> Callable[[], float]:
+    def judge(self, images: Samples) -> Callable[[], float]:
         """How far the answers to some images are apart, to be asked again and again; the dense ones are kept."""
-        parts = torch.split(images, self._at_once)
+        parts = images.split(self._at_once)
         kept = [_floats(run(self._dense, part.clone())) for part in parts]
 
         @torch.no_grad()
@@ -90,7 +91,7 @@ class Pair:
 
         return distance
 
-    def compare(self, images: Tensor) -> Compared:
+    def compare(self, images: Samples) -> Compared:
         """Runs both, the dense one without gradients; the mode of the converted one is the caller's."""
         inside: dict[str, list[Tensor]] = {}
         losses: list[Tensor] = []
@@ -112,13 +113,13 @@ class Pair:
             answer = run(self._model, images.clone())
         return Compared(answer, wanted, torch.stack(losses).mean() if losses else None)
 
-    def _loss(self, images: Tensor) -> Tensor:
+    def _loss(self, images: Samples) -> Tensor:
         found = self.compare(images)
         answers = _answers_apart(_floats(found.answer), _floats(found.wanted))
         return answers if found.layers is None else answers + found.layers
 
 
-def _places(model: nn.Module, dense: nn.Module, images: Tensor) -> list[str]:
+def _places(model: nn.Module, dense: nn.Module, images: Samples) -> list[str]:
     norms = {pair.layer: pair.norm for pair in norm_pairs(dense, [images[:2]])}
     layers = [name for name, module in model.named_modules() if isinstance(module, LowRank)]
     wanted = [norms.get(name, name) for name in layers]
@@ -129,7 +130,7 @@ def _places(model: nn.Module, dense: nn.Module, images: Tensor) -> list[str]:
 
 
 @torch.no_grad()
-def _sizes(dense: nn.Module, places: list[str], parts: Sequence[Tensor]) -> Sizes:
+def _sizes(dense: nn.Module, places: list[str], parts: Sequence[Samples]) -> Sizes:
     """Variance of what each place gives in each of its calls; of its size where it is nearly constant."""
     sums: dict[str, list[Tensor]] = {name: [] for name in places}
 
@@ -167,7 +168,7 @@ def _watched(model: nn.Module, names: list[str], look: Callable[[str, Tensor], N
             handle.remove()
 
 
-def _at_once(model: nn.Module, images: Tensor, batch: int) -> int:
+def _at_once(model: nn.Module, images: Samples, batch: int) -> int:
     """Images whose activations, kept for the way back, are in memory together."""
     taken = 0
 

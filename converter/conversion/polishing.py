@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from ..analysis.held_out import hold_out
+from ..analysis.inputs import Example, Samples, as_samples
 from ..analysis.probe import evaluating
 from ..analysis.surveying import survey
 from ..errors import ModelError, TrainingError
@@ -100,10 +101,10 @@ class Polish:
 def polish(
     model: nn.Module,
     dense: nn.Module,
-    images: Tensor,
+    images: Example,
     config: PolishConfig | None = None,
     *,
-    held_out: Tensor | None = None,
+    held_out: Example | None = None,
     on_step: Callable[[int, float], None] | None = None,
 ) -> Polish:
     """Trains a converted network to give what the dense one gives.
@@ -120,6 +121,8 @@ def polish(
         ModelError: nothing to polish, a network cannot take the images, or there are too few images.
     """
     config = config or PolishConfig()
+    images = as_samples(images)
+    held_out = None if held_out is None else as_samples(held_out)
     if len(images) < 2:
         raise ModelError(f"{len(images)} image is too few to polish on; give at least 2")
     if held_out is not None and not len(held_out):
@@ -162,7 +165,7 @@ def polish(
     return Polish(before, best, step, kept)
 
 
-def usual_steps(dense: nn.Module, images: Tensor) -> int:
+def usual_steps(dense: nn.Module, images: Samples) -> int:
     """Steps that take a minute or two on two cores, and 300 at most.
 
     Args:
@@ -199,12 +202,12 @@ def _share(step: int, steps: int) -> float:
     return 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, steps - warm)))
 
 
-def _usual(images: Tensor) -> tuple[int, float]:
+def _usual(images: Samples) -> tuple[int, float]:
     """Images a step, and the peak rate."""
-    return _SMALL if images.dim() != 4 or images.shape[2] * images.shape[3] <= 64 * 64 else _LARGE
+    return _SMALL if len(images.shape) != 4 or images.shape[2] * images.shape[3] <= 64 * 64 else _LARGE
 
 
-def _batches(images: Tensor, size: int, config: PolishConfig, generator: torch.Generator) -> Iterator[Tensor]:
+def _batches(images: Samples, size: int, config: PolishConfig, generator: torch.Generator) -> Iterator[Samples]:
     order = torch.empty(0, dtype=torch.long)
     for _ in range(config.steps):
         if len(order) < size:
@@ -214,9 +217,9 @@ def _batches(images: Tensor, size: int, config: PolishConfig, generator: torch.G
         yield _mirrored(batch, generator) if config.mirror else batch
 
 
-def _mirrored(images: Tensor, generator: torch.Generator) -> Tensor:
+def _mirrored(images: Samples, generator: torch.Generator) -> Samples:
     """Half of the images, by chance."""
-    if images.dim() != 4:
+    if not isinstance(images, Tensor) or images.dim() != 4:
         return images
     flip = (torch.rand(len(images), generator=generator) < 0.5).to(images.device)
     return torch.where(flip[:, None, None, None], images.flip(-1), images)

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from ..analysis.batch_axis import batch_axes
+from ..analysis.inputs import Samples, joined
 from ..analysis.memory import images_in_memory
 from ..analysis.norm_pairs import norm_pairs
 from ..analysis.output_metrics import OutputMetrics
@@ -55,7 +56,7 @@ class Reconstruction(NamedTuple):
 def reconstruct(
     model: nn.Module,
     plan: Plan,
-    images: Tensor,
+    images: Samples,
     *,
     ridge: float,
     metrics: OutputMetrics | None = None,
@@ -78,7 +79,7 @@ def reconstruct(
     """
     layers = survey(model, images[:1])
     images = images[: images_in_memory([layer.shape for layer in layers], len(images), networks=2)]
-    images = torch.cat([images[start::3] for start in range(3)])  # the last third judges
+    images = joined([images[start::3] for start in range(3)])  # the last third judges
     staying = {
         layer.name: layer.shape
         for layer in layers
@@ -110,7 +111,7 @@ def reconstruct(
             parent, _, child = name.rpartition(".")
             setattr(by_name[parent], child, twins[module])
     with evaluating(walker):
-        run(walker, torch.cat([images, images]))
+        run(walker, joined([images, images]))
     made = Reconstruction({}, {}, {})
     for twin in twins.values():
         if twin.shift is not None:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from ..analysis.inputs import Samples
 from ..analysis.probe import evaluating
 from ..analysis.running import copied, run, same_noise, tensors_in
 from ..errors import ConverterError
@@ -32,11 +33,11 @@ class Trial:
         ModelError: the model cannot take an input.
     """
 
-    def __init__(self, model: nn.Module, inputs: Sequence[Tensor]) -> None:
+    def __init__(self, model: nn.Module, inputs: Sequence[Samples]) -> None:
         doubled = [example.double() if example.is_floating_point() else example for example in inputs]
         self.reference = copied(model).double()
         self.exact = True
-        self._inputs: Sequence[Tensor] = doubled
+        self._inputs: Sequence[Samples] = doubled
         try:
             self._wanted = _answers(self.reference, doubled)
         except ConverterError:
@@ -72,7 +73,7 @@ class Trial:
         return None
 
 
-def _answers(model: nn.Module, inputs: Sequence[Tensor]) -> list[list[Tensor]]:
+def _answers(model: nn.Module, inputs: Sequence[Samples]) -> list[list[Tensor]]:
     answers = []
     with evaluating(model), torch.no_grad():
         for example in inputs:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ..analysis.accuracy import device_of
 from ..analysis.calibration import RIDGE, Moments
+from ..analysis.inputs import Samples
 from ..analysis.memory import images_in_memory
 from ..analysis.probe import evaluating, layer_input
 from ..analysis.running import named, run
@@ -23,7 +24,7 @@ _IMAGES = 512
 
 
 @torch.no_grad()
-def input_moments(model: nn.Module, images: Tensor) -> Moments:
+def input_moments(model: nn.Module, images: Samples) -> Moments:
     """Measures E[x x^T] in front of each low-rank layer, in one forward pass.
 
     Args:

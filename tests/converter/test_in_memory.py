@@ -86,9 +86,7 @@ def test_what_it_eats_need_not_be_images(
     own = f"{__name__}:{make.__name__}"
     source = Source(own, None, sizes, (0.0,) * sizes[0], (1.0,) * sizes[0])
     save_compressed(result.model, source, tmp_path / "own.safetensors")
-    with pytest.raises(
-        OptionError, match=r"eats .*, and the command line reads images CxHxW; use"
-    ):
+    with pytest.raises(OptionError, match=r"eats .*, and the command line reads images CxHxW; use"):
         open_network(str(tmp_path / "own.safetensors"), trust=own)
 
 

@@ -259,7 +259,7 @@ def test_what_cannot_be_calibrated_is_one_sentence(residual: nn.Module) -> None:
     layers = survey(residual, EXAMPLE)
     images = torch.randn(8, 3, 16, 16)
     for wrong, message in (
-        ([{"images": images}], r"a calibration batch is a dict; give images \(N, \.\.\.\)"),
+        (["images"], r"a calibration batch is a str; give images \(N, \.\.\.\)"),
         ([images, torch.randn(8, 3, 12, 12)], r"shapes \(3, 16, 16\) and \(3, 12, 12\); give them one size"),
         (images.repeat(1, 2, 1, 1), r"cannot take an input of shape \(3, 6, 16, 16\), float32 \(stem: "),
         (images.double(), r"cannot take an input of shape .*, float64 \(stem: "),
