@@ -56,7 +56,7 @@ def evaluate_onnx(
         labels = targets.detach().cpu().numpy()
         if len(pictures) == 0:
             continue
-        logits = infer(session, [pictures.detach().cpu().numpy()], str(file))
+        logits = infer(session, [pictures.detach().cpu().numpy()], str(file))[0]
         _check(logits, labels, len(pictures), str(file))
         correct += int((logits.argmax(1) == labels).sum())
         images += len(pictures)

@@ -14,10 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from ..files import check_output, written_whole
+from .calls import Flat, Inputs, flattened
 from .errors import ExportError, ModelFileError, VerificationError, first_line
 from .session import open_session
 from .slim import strip_notes
-from .verification import Inputs, Verification, as_tuple, compare, reference_copy, run_model
+from .verification import Verification, compare, reference_copy
 
 # Besides the traced size, 2: one image, which is what most devices run, and an odd number.
 _VERIFIED_BATCHES = (1, 2, 5)
@@ -39,8 +40,9 @@ def to_onnx(
     name: a failure leaves nothing behind and an existing file as it was. The model is not changed.
 
     Args:
-        model: plain layers only; its forward returns one tensor.
-        example: (N, ...) input, N >= 1, or a tuple of them; only shape, type, mean and spread matter.
+        model: plain layers only; its forward returns a tensor, or several in a tuple, dictionary or dataclass.
+        example: (N, ...) input, N >= 1, a tuple of them, a dictionary of named ones, or whatever has `args` and
+            `kwargs`; only shape, type, mean and spread of tensors matter. Other arguments become part of the file.
         path: file to write; its folder must exist.
         metadata: strings to store in the file, read back by `read_metadata`.
         opset: ONNX operator set; None takes torch's default.
@@ -58,9 +60,10 @@ def to_onnx(
     target = Path(path)
     check_output(target, force=force, error=ModelFileError)
     _check_model(model)
-    inputs = _check_example(as_tuple(example))
     reference = reference_copy(model)
-    proto = _trace(reference, inputs, opset)
+    flat = Flat(reference, example)
+    _check_example(flat.tensors)
+    proto = _trace(reference, flat, opset)
     strip_notes(proto)
     _add_metadata(proto, metadata or {})
     _check_graph(proto, type(model).__name__)
@@ -68,7 +71,9 @@ def to_onnx(
     with written_whole(target, force=force, error=ModelFileError) as scratch:
         scratch.write_bytes(proto.SerializeToString())
         session = open_session(scratch, label=str(target))
-        result = compare(reference, session, _batches(inputs), tolerance=tolerance, label=str(target))
+        result = compare(
+            reference, session, map(flat.batch, _batches(flat.tensors)), tolerance=tolerance, label=str(target)
+        )
         if not result.ok:
             raise VerificationError(
                 f"{target}: not written, {result}. Make forward deterministic in evaluation mode, "
@@ -86,25 +91,22 @@ def _check_model(model: nn.Module) -> None:
             raise ExportError(f"{layer} is still factorised: call fuse(model) first.")
 
 
-def _check_example(inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    if not inputs or not all(isinstance(tensor, Tensor) for tensor in inputs):
-        raise ExportError("example: not a tensor or a tuple of tensors. Give one batch as the model takes it.")
+def _check_example(inputs: tuple[Tensor, ...]) -> None:
     for tensor in inputs:
         if tensor.ndim == 0 or len(tensor) == 0:
             shape = tuple(tensor.shape)
             raise ExportError(f"example: shape {shape} has no image in dimension 0. Give at least a batch of one.")
-    return tuple(tensor.detach().cpu() for tensor in inputs)
 
 
-def _trace(model: nn.Module, inputs: tuple[Tensor, ...], opset: int | None) -> onnx.ModelProto:
+def _trace(model: nn.Module, flat: Flat, opset: int | None) -> onnx.ModelProto:
     # Two images: torch.export would take a batch of 1 for a constant.
-    pair = tuple(torch.cat([tensor[:1], tensor[-1:]]) for tensor in inputs)
-    run_model(model, pair)  # a mistake in the example shows here in one sentence, not in the exporter's hundred
-    shapes = tuple({0: torch.export.Dim("batch")} for _ in pair)
-    names = ["input"] if len(pair) == 1 else [f"input_{index}" for index in range(len(pair))]
+    pair = tuple(torch.cat([tensor[:1], tensor[-1:]]) for tensor in flat.tensors)
+    # A mistake in the example shows here in one sentence, not in the exporter's hundred.
+    outputs = list(flat.run(pair))
+    shapes = (tuple({0: torch.export.Dim("batch")} for _ in pair),)  # of one argument, *tensors
     name = type(model).__name__
     try:
-        with _quiet(), torch.no_grad():
+        with _quiet(), torch.no_grad(), flattened(model, flat):
             # Traced here and not by torch.onnx.export, which on failure goes on to try other tracers.
             program = torch.export.export(model, pair, dynamic_shapes=shapes, strict=False)
             exported = torch.onnx.export(
@@ -114,8 +116,8 @@ def _trace(model: nn.Module, inputs: tuple[Tensor, ...], opset: int | None) -> o
                 external_data=False,
                 optimize=True,
                 verbose=False,
-                input_names=names,
-                output_names=["output"],
+                input_names=flat.input_names,
+                output_names=outputs,
                 opset_version=opset,
                 dynamic_shapes=shapes,  # traced above; here for the name of the dimension
             )

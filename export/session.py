@@ -59,8 +59,8 @@ def open_session(path: Path, *, threads: int | None = None, label: str | None = 
         ) from error
 
 
-def infer(session: ort.InferenceSession, inputs: Sequence[Array], label: str) -> Array:
-    """The first output of one run.
+def infer(session: ort.InferenceSession, inputs: Sequence[Array], label: str) -> list[Array]:
+    """The outputs of one run.
 
     Args:
         session: an open session.
@@ -75,7 +75,7 @@ def infer(session: ort.InferenceSession, inputs: Sequence[Array], label: str) ->
     if len(names) != len(inputs):
         raise ModelFileError(f"{label}: takes {len(names)} inputs, got {len(inputs)} of shape {shapes}.")
     try:
-        return np.asarray(session.run(None, dict(zip(names, inputs, strict=True)))[0])
+        return [np.asarray(output) for output in session.run(None, dict(zip(names, inputs, strict=True)))]
     except Exception as error:  # ONNX Runtime's exceptions share no base class but Exception
         raise ModelFileError(
             f"{label}: ONNX Runtime cannot run it on inputs of shape {shapes} ({_reason(error)}). "

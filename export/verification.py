@@ -9,13 +9,11 @@ from pathlib import Path
 
 import numpy as np
 import onnxruntime as ort
-import torch
-from torch import Tensor, nn
+from torch import nn
 
+from .calls import Flat, Inputs
 from .errors import DataError, ExportError, VerificationError, first_line
 from .session import Array, infer, open_session
-
-Inputs = Tensor | tuple[Tensor, ...]
 
 
 @dataclass(frozen=True)
@@ -25,7 +23,7 @@ class Verification:
     Attributes:
         max_abs: largest |model - file| over all outputs.
         max_rel: largest max|model - file| / max|model| of a batch; infinite when a value is not finite.
-        top1_agreement: fraction of images with the same largest output, 0..1; None if outputs are not
+        top1_agreement: fraction of images with the same largest output, 0..1; None if the first output is not
             (N, classes).
         batches: batches compared.
         images: images compared.
@@ -62,7 +60,7 @@ def verify(model: nn.Module, path: str | Path, batches: Iterable[Inputs], *, tol
     Args:
         model: the exported model; it is compared in evaluation mode, in a copy, on the CPU.
         path: the ONNX file.
-        batches: at least one (N, ...) tensor, or a tuple of them for a model of several inputs.
+        batches: at least one (N, ...) tensor, or what `to_onnx` takes of a model of several inputs.
         tolerance: largest accepted difference relative to the output's scale, >= 0.
 
     Returns:
@@ -108,20 +106,22 @@ def compare(
     max_abs = max_rel = 0.0
     agreed = ranked = images = count = 0
     for batch in batches:
-        inputs = tuple(tensor.detach().cpu() for tensor in as_tuple(batch))
-        expected = run_model(reference, inputs).numpy()
-        actual = infer(session, [tensor.numpy() for tensor in inputs], label)
-        if expected.shape != actual.shape:
+        flat = Flat(reference, batch)
+        expected = [tensor.numpy() for tensor in flat.run(flat.tensors).values()]
+        actual = infer(session, [tensor.numpy() for tensor in flat.tensors], label)
+        shapes, theirs = ([array.shape for array in arrays] for arrays in (expected, actual))
+        if shapes != theirs:
             raise VerificationError(
-                f"{label}: output of shape {actual.shape} where the model gives {expected.shape}. "
+                f"{label}: output of shape {_listed(theirs)} where the model gives {_listed(shapes)}. "
                 f"Compare the file with the model that it was exported from."
             )
-        absolute, relative = _difference(expected, actual)
-        max_abs, max_rel = max(max_abs, absolute), max(max_rel, relative)
-        if expected.ndim == 2:
-            agreed += int((expected.argmax(1) == actual.argmax(1)).sum())
-            ranked += len(expected)
-        images += len(inputs[0])
+        for ours, other in zip(expected, actual, strict=True):
+            absolute, relative = _difference(ours, other)
+            max_abs, max_rel = max(max_abs, absolute), max(max_rel, relative)
+        if expected[0].ndim == 2:
+            agreed += int((expected[0].argmax(1) == actual[0].argmax(1)).sum())
+            ranked += len(expected[0])
+        images += len(flat.tensors[0])
         count += 1
     if count == 0:
         raise DataError(f"{label}: no batches to compare on. Give at least one.")
@@ -129,33 +129,8 @@ def compare(
     return Verification(max_abs, max_rel, agreement, count, images, tolerance)
 
 
-def as_tuple(batch: Inputs) -> tuple[Tensor, ...]:
-    """A batch as the tuple of the model's inputs."""
-    return (batch,) if isinstance(batch, Tensor) else tuple(batch)
-
-
-def run_model(model: nn.Module, inputs: tuple[Tensor, ...]) -> Tensor:
-    """The model's output without gradients.
-
-    Raises:
-        ExportError: forward fails, or gives something other than one tensor.
-    """
-    name = type(model).__name__
-    shapes = ", ".join(str(tuple(tensor.shape)) for tensor in inputs)
-    try:
-        with torch.no_grad():
-            output = model(*inputs)
-    except (RuntimeError, TypeError, ValueError, IndexError) as error:
-        raise ExportError(
-            f"{name}: forward fails on inputs of shape {shapes} ({first_line(error)}). "
-            f"Give an example that the model accepts, and let forward work at any batch size."
-        ) from error
-    if not isinstance(output, Tensor):
-        raise ExportError(
-            f"{name}: forward gives {type(output).__name__}, only one tensor can be exported. "
-            f"Wrap the model in a module that returns the tensor you need."
-        )
-    return output
+def _listed(shapes: list[tuple[int, ...]]) -> str:
+    return ", ".join(map(str, shapes))
 
 
 def _difference(expected: Array, actual: Array) -> tuple[float, float]:

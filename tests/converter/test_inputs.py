@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -30,6 +31,7 @@ from dprp.converter import (
 )
 from dprp.converter.analysis.inputs import Samples, as_samples
 from dprp.converter.analysis.running import run, scores_in
+from dprp.export import to_onnx
 
 
 class Trunk(nn.Module):
@@ -106,7 +108,7 @@ NAMES = ["two tensors", "by name", "a list"]
 
 
 @pytest.mark.parametrize(("make", "draw"), CASES, ids=NAMES)
-def test_the_whole_chain(make: Callable[[], nn.Module], draw: Callable[[], Any]) -> None:
+def test_the_whole_chain(make: Callable[[], nn.Module], draw: Callable[[], Any], tmp_path: Path) -> None:
     torch.manual_seed(0)
     model, given = make().eval(), draw()
     samples = as_samples(given)
@@ -125,6 +127,8 @@ def test_the_whole_chain(make: Callable[[], nn.Module], draw: Callable[[], Any])
     assert not any(isinstance(module, LowRank) for module in plain.modules())
     torch.testing.assert_close(scores_in(run(plain, samples)), scores_in(run(low, samples)), rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(scores_in(run(fuse(low, given), samples)), scores_in(run(low, samples)))
+    if make is not OneByOne:
+        assert to_onnx(plain, given, tmp_path / "plain.onnx").ok
 
 
 @pytest.mark.parametrize(("make", "draw"), CASES, ids=NAMES)

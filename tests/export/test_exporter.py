@@ -2,13 +2,17 @@ from __future__ import annotations
 
 import logging
 import re
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import onnx
 import pytest
 import torch
 from torch import Tensor, nn
 
+import dprp
 from dprp.export import (
     ExportError,
     ModelFileError,
@@ -178,9 +182,51 @@ def test_training_wrapper_is_refused(net: nn.Module, tmp_path: Path) -> None:
         to_onnx(nn.DataParallel(net), IMAGES, tmp_path / "a.onnx")
 
 
-class Pair(nn.Module):
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        return x, x
+class Shape(nn.Module):
+    def forward(self, x: Tensor) -> tuple[int, ...]:
+        return tuple(x.shape)
+
+
+@dataclass
+class Scores:
+    logits: Tensor
+    hidden: Tensor | None = None
+
+
+class Several(nn.Module):
+    """Gives what it holds in a kind of its own."""
+
+    def __init__(self, holds: Callable[[Tensor, Tensor], Any]) -> None:
+        super().__init__()
+        self.layer, self.holds = nn.Linear(4, 3), holds
+
+    def forward(self, x: Tensor, other: Tensor | None = None, *, scale: float = 1.0) -> Any:
+        return self.holds(self.layer(x if other is None else x + other), x * scale)
+
+
+X = torch.randn(4, 4)
+
+
+@pytest.mark.parametrize(
+    ("example", "inputs", "holds", "outputs"),
+    [
+        (X, ["input"], lambda y, _: Scores(y), ["logits"]),
+        ((X, X), ["input_0", "input_1"], lambda y, z: (y, z), ["output_0", "output_1"]),
+        ({"x": X, "scale": 2.0}, ["x"], lambda y, z: {"out": y, "more": [z, {"x": z}]}, ["out", "more_0", "x_out"]),
+        (dprp.Inputs(X, other=X), ["input_0", "other"], lambda y, z: Scores(y, z), ["logits", "hidden"]),
+    ],
+)
+def test_several_inputs_and_outputs_have_names(
+    example: Any, inputs: list[str], holds: Callable[[Tensor, Tensor], Any], outputs: list[str], tmp_path: Path
+) -> None:
+    result = to_onnx(Several(holds).eval(), example, tmp_path / "a.onnx")
+    assert result.ok
+    assert result.top1_agreement == 1.0
+    graph = onnx.load(tmp_path / "a.onnx").graph
+    assert [entry.name for entry in graph.input] == inputs
+    assert [entry.name for entry in graph.output] == outputs
+    assert {entry.name for entry in graph.initializer} >= {"layer.weight", "layer.bias"}
+    assert verify(Several(holds).eval(), tmp_path / "a.onnx", [example]).ok is False  # other weights
 
 
 class FixedBatch(nn.Module):
@@ -191,7 +237,12 @@ class FixedBatch(nn.Module):
 @pytest.mark.parametrize(
     ("model", "example", "text"),
     [
-        (Pair(), IMAGES, "Pair: forward gives tuple, only one tensor can be exported"),
+        (Shape(), IMAGES, "Shape: forward gives no tensor. Wrap the model in a module that returns one"),
+        (
+            nn.ReLU(),
+            ([IMAGES],),
+            r"example: a list of tensors has no batch axis. Give one tensor",
+        ),
         (FixedBatch(), IMAGES[:2], "FixedBatch: .*(cannot export it|forward fails)"),
         (nn.Conv2d(5, 1, 3), IMAGES, r"Conv2d: forward fails on inputs of shape \(2, 3, 12, 12\)"),
         (nn.ReLU(), IMAGES[:0], "has no image in dimension 0"),

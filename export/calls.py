@@ -1,0 +1,151 @@
+"""What a model takes and gives, as tensors with names: all that an ONNX file knows."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Iterator, Mapping
+from typing import Any, Protocol, TypeAlias, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+
+from .errors import ExportError, first_line
+
+
+@runtime_checkable
+class Call(Protocol):
+    """Arguments by position and by name."""
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+
+Inputs: TypeAlias = Tensor | tuple[Any, ...] | Mapping[str, Any] | Call
+"""One tensor, a tuple of positional arguments, a dictionary of named ones, or both."""
+
+
+class Flat:
+    """A model's `forward` as a function of tensors in a row, which gives tensors in a row.
+
+    Args:
+        model: in evaluation mode, on the CPU.
+        example: what it takes. Whatever in it is no tensor, the model is given every time.
+
+    Attributes:
+        tensors: those of the example.
+        input_names: of these: the names of arguments, or "input" for a single one by position.
+
+    Raises:
+        ExportError: the example holds no tensor, or a list of them.
+    """
+
+    def __init__(self, model: nn.Module, example: Inputs) -> None:
+        self._name = type(model).__name__
+        self._forward = model.forward
+        self._args, self._kwargs = _arguments(example)
+        found = {**_named(self._args, "input"), **_named(self._kwargs, "")}
+        self.tensors = tuple(tensor.detach().cpu() for tensor in found.values())
+        self.input_names = ["input"] if list(found) == ["input_0"] else list(found)
+        if not found:
+            raise ExportError("example: not a tensor or a tuple of tensors. Give one batch as the model takes it.")
+
+    def __call__(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        return tuple(self._answer(tensors).values())
+
+    def batch(self, tensors: tuple[Tensor, ...]) -> Inputs:
+        """The example with other tensors."""
+        rest = iter(tensors)
+        args = _filled(self._args, rest)
+        return _Arguments(args, _filled(self._kwargs, rest))
+
+    def run(self, tensors: tuple[Tensor, ...]) -> dict[str, Tensor]:
+        """What the model gives, without gradients: "output", or by key or field of what holds several tensors.
+
+        Raises:
+            ExportError: forward fails, or gives no tensor.
+        """
+        shapes = ", ".join(str(tuple(tensor.shape)) for tensor in tensors)
+        try:
+            with torch.no_grad():
+                answer = self._answer(tensors)
+        except (RuntimeError, TypeError, ValueError, IndexError) as error:
+            raise ExportError(
+                f"{self._name}: forward fails on inputs of shape {shapes} ({first_line(error)}). "
+                f"Give an example that the model accepts, and let forward work at any batch size."
+            ) from error
+        if not answer:
+            raise ExportError(f"{self._name}: forward gives no tensor. Wrap the model in a module that returns one.")
+        # A name stands for one thing in a graph.
+        return {f"{name}_out" if name in self.input_names else name: tensor for name, tensor in answer.items()}
+
+    def _answer(self, tensors: tuple[Tensor, ...]) -> dict[str, Tensor]:
+        rest = iter(tensors)
+        args = _filled(self._args, rest)
+        answer = self._forward(*args, **_filled(self._kwargs, rest))
+        return {"output": answer} if isinstance(answer, Tensor) else _named(answer, "output")
+
+
+@dataclasses.dataclass
+class _Arguments:
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+
+@contextlib.contextmanager
+def flattened(model: nn.Module, flat: Flat) -> Iterator[None]:
+    """The model takes and gives tensors in a row inside."""
+    model.forward = flat.__call__
+    try:
+        yield
+    finally:
+        del model.forward
+
+
+def _arguments(example: Inputs) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    if isinstance(example, Tensor):
+        return (example,), {}
+    if isinstance(example, tuple):
+        return example, {}
+    if isinstance(example, Mapping):
+        return (), dict(example)
+    if isinstance(example, Call):
+        return example.args, example.kwargs
+    raise ExportError(
+        f"example: not a tensor or a tuple of tensors, but a {type(example).__name__}. Give one batch as the model "
+        "takes it, or a dictionary of named arguments."
+    )
+
+
+def _named(value: Any, name: str) -> dict[str, Tensor]:
+    """Tensors by where they are: keys, fields, or places after the name of what holds them."""
+    if isinstance(value, Tensor):
+        return {name: value}
+    if isinstance(value, list) and any(isinstance(part, Tensor) for part in value) and name.startswith("input"):
+        raise ExportError("example: a list of tensors has no batch axis. Give one tensor (N, ...) instead.")
+    parts: list[tuple[str, Any]] = []
+    if isinstance(value, Mapping):
+        parts = [(str(key), part) for key, part in value.items()]
+    elif hasattr(value, "_fields"):
+        parts = [(field, getattr(value, field)) for field in value._fields]
+    elif isinstance(value, (tuple, list)):
+        parts = [(f"{name}_{place}", part) for place, part in enumerate(value)]
+    elif dataclasses.is_dataclass(value):
+        parts = [(field.name, getattr(value, field.name)) for field in dataclasses.fields(value)]
+    found: dict[str, Tensor] = {}
+    for inner, part in parts:
+        for key, tensor in _named(part, inner).items():
+            found[key if key not in found else f"{key}_{len(found)}"] = tensor
+    return found
+
+
+def _filled(value: Any, tensors: Iterator[Tensor]) -> Any:
+    """The same with other tensors, in the order of `_named`."""
+    if isinstance(value, Tensor):
+        return next(tensors)
+    if isinstance(value, Mapping):
+        return {key: _filled(part, tensors) for key, part in value.items()}
+    if isinstance(value, tuple):
+        parts = [_filled(part, tensors) for part in value]
+        return type(value)(*parts) if hasattr(value, "_fields") else tuple(parts)
+    return value
