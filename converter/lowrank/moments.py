@@ -26,6 +26,9 @@ _CHUNK_BYTES = 64 * 2**20
 _ROUNDING = 1e-12
 """Of float64 moments about zero, in what is left of them about the mean."""
 
+_TINY = 1e-15
+"""Samples whose products float32 cannot hold."""
+
 LARGEST_MOMENT = 6144
 """Columns of the largest moment made: a float64 matrix of 300 MB. Larger layers are cut without data."""
 
@@ -103,13 +106,18 @@ def moments_of(parts: Iterable[tuple[Tensor, Tensor]]) -> PairMoments:
 
     Returns:
         Means over all samples. Products are taken in the samples' type about the mean of the first part, so that
-        little is rounded off where the mean is large; all else in float64.
+        little is rounded off where the mean is large; all else in float64, and products of tiny samples.
     """
     cross = second = sum_x = sum_z = torch.zeros((), dtype=torch.float64)
     about_x = about_z = torch.zeros(())
-    count = 0
+    count, tiny = 0, False
     for x, z in parts:
         same = x is z
+        if count == 0:
+            tiny = float(z.abs().amax()) < _TINY if z.numel() else False
+        if tiny:
+            z = z.double()
+            x = z if same else x.double()
         if count == 0:
             about_z = z.mean(-1, keepdim=True)
             about_x = about_z if same else x.mean(-1, keepdim=True)

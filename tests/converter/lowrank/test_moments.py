@@ -74,6 +74,15 @@ def test_covariances_are_exact_however_large_the_mean(far: float) -> None:
     torch.testing.assert_close(found.mean_x, x.double().mean(0) + far, rtol=1e-6, atol=1e-3)
 
 
+def test_samples_too_small_to_square_in_float32_have_moments() -> None:
+    x = torch.randn(200, 5) @ torch.randn(5, 5)
+    shape = shape_of(nn.Linear(5, 2))
+    wanted = pair_moments(x, x, shape, Form.CHANNEL)
+    found = pair_moments(1e-25 * x, 1e-25 * x, shape, Form.CHANNEL)
+    torch.testing.assert_close(1e50 * found.second, wanted.second, rtol=1e-4, atol=1e-4)
+    torch.linalg.cholesky(found.centred().ridged(1e-4))
+
+
 @pytest.mark.parametrize("images", [1, 2, 3])
 def test_few_samples_far_from_zero_stay_positive_definite(images: int) -> None:
     layer = nn.Conv2d(4, 6, 3)
