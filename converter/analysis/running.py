@@ -25,7 +25,7 @@ def run(model: nn.Module, samples: Samples) -> Any:
         ModelError: it cannot take the inputs; names the innermost of its modules that failed.
     """
     try:
-        with _every_module():
+        with _every_module(), _uncompiled(model):
             return model(*samples.args, **samples.kwargs) if isinstance(samples, Inputs) else model(samples)
     except ConverterError:
         raise
@@ -47,6 +47,17 @@ def _every_module() -> Iterator[None]:
         yield
     finally:
         torch.backends.mha.set_fastpath_enabled(before)
+
+
+@contextmanager
+def _uncompiled(model: nn.Module) -> Iterator[None]:
+    """Parts that torch.compile made run as they were written: hooks would make it compile them again and again."""
+    compiled = (hasattr(part, "_orig_mod") or getattr(part, "_compiled_call_impl", None) for part in model.modules())
+    if any(compiled):
+        with torch.compiler.set_stance("force_eager"):
+            yield
+    else:
+        yield
 
 
 def copied(model: nn.Module, *, share: bool = False) -> nn.Module:

@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
+from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.nn.utils.weight_norm import WeightNorm
 
 from ..errors import ModelError
 from ..lowrank.costs import break_even_rank
@@ -24,6 +26,12 @@ from ..tables import table
 from .inputs import Example, as_samples
 from .opening import opened
 from .probe import COUNTED, Call, probe
+
+_OLD_NORMS: dict[type, str] = {
+    WeightNorm: "torch.nn.utils.remove_weight_norm",
+    SpectralNorm: "torch.nn.utils.remove_spectral_norm",
+}
+"""Hooks that compute a weight anew in each call, and what takes them off."""
 
 OUTSIDE = "(outside of layers)"
 """Instead of a name, of what no layer computes."""
@@ -147,7 +155,7 @@ def survey(model: nn.Module, example: Example) -> Survey:
         Every layer with its shape, cost and forms, or the reason it stays.
 
     Raises:
-        ModelError: the model is wrapped (DataParallel, compile), or cannot take the example.
+        ModelError: the model is wrapped (DataParallel, compile), has lazy layers, or cannot take the example.
     """
     _refuse_wrappers(model)
     samples = as_samples(example)
@@ -176,7 +184,7 @@ def survey(model: nn.Module, example: Example) -> Survey:
                 names[module][0],
                 type(module).__name__,
                 sum(call.macs for call in calls.get(module, [])),
-                sum(p.numel() for p in module.parameters(recurse=False) if not _lazy(p)),
+                sum(p.numel() for p in module.parameters(recurse=False)),
                 shape,
                 reason,
                 weight.detach() if isinstance(weight, Tensor) else None,
@@ -188,7 +196,7 @@ def survey(model: nn.Module, example: Example) -> Survey:
         layers.append(Layer(OUTSIDE, "products", found_out.outside, 0, None, "no layer makes them"))
     return Survey(
         tuple(layers),
-        sum(p.numel() for p in model.parameters() if not _lazy(p)),
+        sum(p.numel() for p in model.parameters()),
         sum(layer.macs for layer in layers),
         tuple(samples.shape[1:]),
     )
@@ -198,7 +206,7 @@ def _shape(module: nn.Module, calls: list[Call]) -> LayerShape | None:
     maps = tuple(m for call in calls for m in call.maps)
     if isinstance(module, LowRank):
         return module.shape.with_calls(maps)
-    if isinstance(module, Plain) and not any(_lazy(p) for p in module.parameters()):
+    if isinstance(module, Plain):
         return shape_of(module).with_calls(maps)
     return None
 
@@ -222,7 +230,11 @@ def _obstacle(
     ):
         return f"{kind.__name__} computes something else than {plain.__name__}"
     if parametrize.is_parametrized(module):
-        return "its weight is parametrized; remove the parametrization first"
+        remedy = 'torch.nn.utils.parametrize.remove_parametrizations(layer, "weight")'
+        return f"its weight is parametrized; fold it first, by {remedy}"
+    for hook in module._forward_pre_hooks.values():
+        if type(hook) in _OLD_NORMS:
+            return f"its weight is computed by a hook; fold it first, by {_OLD_NORMS[type(hook)]}(layer)"
     if module._forward_hooks or module._forward_pre_hooks or module._backward_hooks:
         return "it has hooks that a replacement would lose; remove them first"
     if sharers:
@@ -246,6 +258,12 @@ def _refuse_wrappers(model: nn.Module) -> None:
             raise ModelError(f"the model is wrapped in {type(model).__name__}; pass {remedy} instead")
     if isinstance(model, torch.jit.ScriptModule):
         raise ModelError("the model is a TorchScript module, which cannot be rebuilt; pass the Python module")
+    for name, module in model.named_modules():
+        if any(_lazy(parameter) for parameter in module.parameters(recurse=False)):
+            raise ModelError(
+                f"{name}: is a {type(module).__name__} that has never run, and has no weight; run the model on an "
+                "example, and load its checkpoint, first"
+            )
 
 
 def _lazy(parameter: nn.Parameter) -> bool:

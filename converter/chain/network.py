@@ -38,8 +38,9 @@ class Network:
         return Preprocess(self.source.input_shape, self.source.mean, self.source.std)  # type: ignore[arg-type]
 
     def example(self, images: int = 1) -> Tensor:
-        """Noise as input, (images, C, H, W), always the same."""
-        return torch.randn(images, *self.source.input_shape, generator=torch.Generator().manual_seed(0))
+        """Noise as input, (images, C, H, W), always the same, of the type of the weights."""
+        noise = torch.randn(images, *self.source.input_shape, generator=torch.Generator().manual_seed(0))
+        return noise.to(next((p.dtype for p in self.model.parameters() if p.is_floating_point()), noise.dtype))
 
     def classes(self) -> int:
         """Outputs, found by running it once.

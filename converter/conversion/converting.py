@@ -17,7 +17,7 @@ from ..analysis.running import copied, named, run, same_noise
 from ..errors import ModelError
 from ..lowrank.decomposition import Factors, decompose
 from ..lowrank.forms import matricise
-from ..lowrank.layers import LowRank, low_rank
+from ..lowrank.layers import LowRank, layout_of, low_rank
 from ..lowrank.shapes import Plain
 from ..planning.plan import LayerPlan, Plan
 from .attached import attach_images, attachments, forget_plan
@@ -81,7 +81,7 @@ def convert(
         if on_layer is not None:
             on_layer(name)
         typed = Factors(*(part.to(layer.weight.dtype) for part in factors))
-        return low_rank(wanted.shape, wanted.form, typed, layer.bias)
+        return low_rank(wanted.shape, wanted.form, typed, layer.bias, layout_of(layer.weight))
 
     example = _example(model, plan, calibration)
     expected = None if example is None else _layers_that_run(model, tuple(plan.factored), example)

@@ -22,6 +22,7 @@ from ..analysis.norm_pairs import BatchNorm, Pair, norm_pairs
 from ..analysis.running import copied
 from ..errors import ConverterWarning, ModelError
 from ..lowrank.forms import Form, matricise, rebuild
+from ..lowrank.layers import layout_of
 from ..lowrank.shapes import Plain, shape_of
 from .trial import Trial
 
@@ -100,7 +101,8 @@ def _folded(layer: Plain, norm: BatchNorm) -> nn.Module:
     folded = copy.deepcopy(layer)
     wanted = layer.weight.requires_grad
     weight = rebuild(matrix.detach(), shape, Form.CHANNEL).reshape(layer.weight.shape)
-    folded.weight = nn.Parameter(weight.to(layer.weight), wanted)
+    laid_out = weight.to(layer.weight).contiguous(memory_format=layout_of(layer.weight))
+    folded.weight = nn.Parameter(laid_out, wanted)
     folded.bias = nn.Parameter(bias.detach().to(layer.weight), wanted)
     return folded
 

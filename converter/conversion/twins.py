@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ..analysis.running import named
 from ..lowrank.decomposition import Factors, decompose
 from ..lowrank.forms import Form, matricise, matrix_size, rebuild
-from ..lowrank.layers import LowRank, low_rank
+from ..lowrank.layers import LowRank, layout_of, low_rank
 from ..lowrank.moments import LARGEST_MOMENT, PairMoments, pair_moments
 from ..lowrank.refitting import refit_second
 from ..lowrank.regression import RIDGES, best_ridge, nearest_map
@@ -187,7 +187,7 @@ class Cut(Twin):
 
     def _layer(self, factors: Factors) -> LowRank:
         typed = Factors(*(part.to(self.dense.weight.dtype) for part in factors))
-        return low_rank(self._shape, self._form, typed, self.dense.bias).eval()
+        return low_rank(self._shape, self._form, typed, self.dense.bias, layout_of(self.dense.weight)).eval()
 
 
 class Refit(Twin):

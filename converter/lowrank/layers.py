@@ -32,14 +32,23 @@ class LowRank(nn.Module):
         form: how the kernel was cut.
         factors: u (m, r), s (r,), v (r, n), with a leading axis for more than one group.
         bias: (outputs,) or None.
+        layout: in memory, of the kernels that it fuses into.
 
     Source: DPRP (arXiv 2401.08014) trains u, s and v as parameters of their own.
     """
 
-    def __init__(self, shape: LayerShape, form: Form, factors: Factors, bias: Tensor | None) -> None:
+    def __init__(
+        self,
+        shape: LayerShape,
+        form: Form,
+        factors: Factors,
+        bias: Tensor | None,
+        layout: torch.memory_format = torch.contiguous_format,
+    ) -> None:
         super().__init__()
         self.shape = shape
         self.form = form
+        self.layout = layout
         self.u = nn.Parameter(factors.u.contiguous())
         self.s = nn.Parameter(factors.s.contiguous())
         self.v = nn.Parameter(factors.v.contiguous())
@@ -96,11 +105,10 @@ class LowRank(nn.Module):
         with torch.no_grad():
             factored = (first.macs + second.macs, first.params + second.params)
             if factored >= (self.shape.macs, self.shape.params):  # MACs decide; parameters where these tie
-                return plain_layer(self.shape, self.weight, self.bias)
+                return plain_layer(self.shape, self.weight, self.bias).to(memory_format=self.layout)
             inner, outer = self.kernels()
-            return fused_pair(
-                self.shape, self.form, plain_layer(first, inner, None), plain_layer(second, outer, self.bias)
-            )
+            pair = plain_layer(first, inner, None), plain_layer(second, outer, self.bias)
+            return fused_pair(self.shape, self.form, *pair).to(memory_format=self.layout)
 
     def extra_repr(self) -> str:
         return f"{self.shape.inputs}, {self.shape.outputs}, form={self.form}, rank={self.rank}/{self.full_rank}"
@@ -138,10 +146,24 @@ class LowRankLinear(LinearFace, LowRank):
         return F.linear(F.linear(input, self.v) * self.s, self.u, self.bias)
 
 
-def low_rank(shape: LayerShape, form: Form, factors: Factors, bias: Tensor | None) -> LowRank:
+def low_rank(
+    shape: LayerShape,
+    form: Form,
+    factors: Factors,
+    bias: Tensor | None,
+    layout: torch.memory_format = torch.contiguous_format,
+) -> LowRank:
     """The low-rank layer of the right kind."""
     kind = LowRankLinear if shape.linear else LowRankConv
-    return kind(shape, form, factors, bias)
+    return kind(shape, form, factors, bias, layout)
+
+
+def layout_of(weight: Tensor) -> torch.memory_format:
+    """Channels last, or contiguous; the latter where both are the same."""
+    for axes, layout in ((4, torch.channels_last), (5, torch.channels_last_3d)):
+        if weight.dim() == axes and weight.is_contiguous(memory_format=layout) and not weight.is_contiguous():
+            return layout
+    return torch.contiguous_format
 
 
 def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, shape: LayerShape) -> Tensor:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import copy
 
+import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import spectral_norm
+from torch.nn.utils import weight_norm as old_weight_norm
 from torch.nn.utils.parametrizations import weight_norm
 
 from dprp.converter import (
@@ -32,6 +35,7 @@ def test_layers_come_in_the_order_in_which_they_run_and_idle_ones_last(residual:
     assert "twice" in str(layers)
 
 
+@pytest.mark.filterwarnings("ignore:.*weight_norm.* is deprecated:FutureWarning")
 def test_every_reason_to_stay() -> None:
     class Own(nn.Conv2d):
         def forward(self, x: Tensor) -> Tensor:
@@ -48,7 +52,8 @@ def test_every_reason_to_stay() -> None:
         hooked,
         nn.Conv2d(64, 1, 1),
         nn.ConvTranspose2d(1, 64, 1),
-        nn.LazyConv2d(64, 1),
+        old_weight_norm(nn.Conv2d(64, 64, 3)),
+        spectral_norm(nn.Conv2d(64, 64, 3)),
         nn.AdaptiveAvgPool2d(1),
         nn.Flatten(),
         tied,
@@ -56,12 +61,15 @@ def test_every_reason_to_stay() -> None:
     ).eval()
     found = reasons(survey(model, EXAMPLE))
     assert found["0"] == "Own computes something else than Conv2d"
-    assert found["1"] == "its weight is parametrized; remove the parametrization first"
+    remedy = 'torch.nn.utils.parametrize.remove_parametrizations(layer, "weight")'
+    assert found["1"] == f"its weight is parametrized; fold it first, by {remedy}"
     assert found["2"] == "it has hooks that a replacement would lose; remove them first"
     assert found["3"] == "too small: no rank makes it cheaper"
     assert found["4"] == "too small: no rank makes it cheaper"
-    assert found["8"] == "its weight is tied to 9"
-    assert found["9"] == "its weight is tied to 8"
+    for name, remedy in (("5", "remove_weight_norm"), ("6", "remove_spectral_norm")):
+        assert found[name] == f"its weight is computed by a hook; fold it first, by torch.nn.utils.{remedy}(layer)"
+    assert found["9"] == "its weight is tied to 10"
+    assert found["10"] == "its weight is tied to 9"
 
 
 def test_attention_of_a_kind_of_its_own_reads_its_projection_without_calling_it() -> None:
