@@ -1,4 +1,4 @@
-"""Multiply-adds that no layer makes: attention's products, weights that are used without calling their layer."""
+"""What happens outside of layers: attention's products, and weights that are used without calling their layer."""
 
 from __future__ import annotations
 
@@ -13,16 +13,20 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 from torch.utils.hooks import RemovableHandle
 
+from .running import tensors_in
+
 
 class OutsideCounter:
     """Counts while a network runs, except inside of some modules.
 
     Attributes:
         macs: so far.
+        read: the `id` of each tensor that was given to an operation.
     """
 
     def __init__(self) -> None:
         self.macs = 0
+        self.read: set[int] = set()
         self._inside = 0
 
     def leave_out(self, module: nn.Module) -> list[RemovableHandle]:
@@ -44,8 +48,11 @@ class OutsideCounter:
 
     def see(self, operation: Any, given: Any, named: Any, made: Any) -> None:
         """Takes note of an operation."""
+        if self._inside:
+            return
+        self.read.update(id(tensor) for tensor in tensors_in((given, named)))
         count = flop_registry.get(operation)
-        if count is not None and not self._inside:
+        if count is not None:
             with contextlib.suppress(Exception):  # torch's formulas are for plain tensors
                 self.macs += int(count(*given, **named, out_val=made)) // 2
 

@@ -34,10 +34,12 @@ class Probe:
     Attributes:
         calls: of each layer, in order of first call.
         outside: multiply-adds of matrix products and convolutions that no layer makes: attention's, for instance.
+        read: the `id` of each tensor that something outside of layers reads, weights among them.
     """
 
     calls: dict[nn.Module, list[Call]]
     outside: int
+    read: set[int]
 
 
 def probe(model: nn.Module, example: Samples) -> Probe:
@@ -80,7 +82,7 @@ def _calls(model: nn.Module, example: Samples, samples: int) -> Probe:
     finally:
         for handle in handles:
             handle.remove()
-    return Probe(calls, counter.macs // samples)
+    return Probe(calls, counter.macs // samples, counter.read)
 
 
 def _call(module: nn.Module, given: Tensor, made: Tensor, samples: int) -> Call:

@@ -7,31 +7,21 @@ in `forward` is fine.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from torch import Tensor, nn
-from torch.nn.utils import parametrize
-from torch.nn.utils.spectral_norm import SpectralNorm
-from torch.nn.utils.weight_norm import WeightNorm
 
-from ..errors import ModelError
 from ..lowrank.costs import break_even_rank
 from ..lowrank.forms import Form, forms_for, full_rank
 from ..lowrank.layers import LowRank
-from ..lowrank.shapes import KINDS, LayerShape, Plain, shape_of
+from ..lowrank.shapes import LayerShape, shape_of
 from ..tables import table
 from .inputs import Example, as_samples
+from .obstacles import obstacle_of, refuse, too_small
 from .opening import opened
 from .probe import COUNTED, Call, probe
-
-_OLD_NORMS: dict[type, str] = {
-    WeightNorm: "torch.nn.utils.remove_weight_norm",
-    SpectralNorm: "torch.nn.utils.remove_spectral_norm",
-}
-"""Hooks that compute a weight anew in each call, and what takes them off."""
 
 OUTSIDE = "(outside of layers)"
 """Instead of a name, of what no layer computes."""
@@ -66,10 +56,17 @@ class Layer:
     @property
     def forms(self) -> dict[Form, int]:
         """Break-even rank of each form that saves anything."""
+        return {form: rank for form, rank in self._ranks().items() if rank > 0}
+
+    @property
+    def dear(self) -> tuple[Form, ...]:
+        """Forms that cost more than the layer at every rank, as those that mix a depthwise layer's channels do."""
+        return tuple(form for form, rank in self._ranks().items() if rank == 0)
+
+    def _ranks(self) -> dict[Form, int]:
         if self.shape is None or self.reason is not None:
             return {}
-        ranks = {form: break_even_rank(self.shape, form) for form in forms_for(self.shape)}
-        return {form: rank for form, rank in ranks.items() if rank > 0}
+        return {form: break_even_rank(self.shape, form) for form in forms_for(self.shape)}
 
 
 @dataclass(frozen=True)
@@ -102,8 +99,7 @@ class Survey:
                 "" if layer.shape is None else _weight(layer.shape),
                 f"{layer.params:,}",
                 f"{layer.macs:,}",
-                ", ".join(f"{form} {rank}/{_full(layer, form)}" for form, rank in layer.forms.items())
-                or f"stays: {layer.reason}",
+                _choices(layer),
             )
             for layer in self
         ]
@@ -128,11 +124,19 @@ class Survey:
                         form.value: {"break_even": rank, "full": _full(layer, form)}
                         for form, rank in layer.forms.items()
                     },
+                    "dear": [form.value for form in layer.dear],
                     "reason": layer.reason,
                 }
                 for layer in self
             ],
         }
+
+
+def _choices(layer: Layer) -> str:
+    if layer.reason is not None:
+        return f"stays: {layer.reason}"
+    found = ", ".join(f"{form} {rank}/{_full(layer, form)}" for form, rank in layer.forms.items())
+    return f"{found}; {', '.join(layer.dear)}: no rank is cheaper" if layer.dear else found
 
 
 def _weight(shape: LayerShape) -> str:
@@ -157,7 +161,7 @@ def survey(model: nn.Module, example: Example) -> Survey:
     Raises:
         ModelError: the model is wrapped (DataParallel, compile), has lazy layers, or cannot take the example.
     """
-    _refuse_wrappers(model)
+    refuse(model)
     samples = as_samples(example)
     model = opened(model)
     names: defaultdict[nn.Module, list[str]] = defaultdict(list)
@@ -176,8 +180,9 @@ def survey(model: nn.Module, example: Example) -> Survey:
     for module in found:
         shape = _shape(module, calls.get(module, []))
         sharers = {owner for p in module.parameters(recurse=False) for owner in owners[id(p)]} - {module}
-        obstacle = _obstacle(module, shape, sharers, names)
-        reason = _too_small(shape) if obstacle is None else obstacle
+        used = any(id(parameter) in found_out.read for parameter in module.parameters(recurse=False))
+        obstacle = obstacle_of(module, shape, {names[owner][0] for owner in sharers}, used=used)
+        reason = too_small(shape) if obstacle is None else obstacle
         weight = module.weight if reason is None else None
         layers.append(
             Layer(
@@ -202,69 +207,7 @@ def survey(model: nn.Module, example: Example) -> Survey:
     )
 
 
-def _shape(module: nn.Module, calls: list[Call]) -> LayerShape | None:
-    maps = tuple(m for call in calls for m in call.maps)
-    if isinstance(module, LowRank):
-        return module.shape.with_calls(maps)
-    if isinstance(module, Plain):
-        return shape_of(module).with_calls(maps)
-    return None
-
-
-def _obstacle(
-    module: nn.Module,
-    shape: LayerShape | None,
-    sharers: set[nn.Module],
-    names: dict[nn.Module, list[str]],
-) -> str | None:
-    if isinstance(module, LowRank):
-        return f"already factored ({module.form}, rank {module.rank})"
-    kind = type(module)
-    if shape is None:
-        return f"{kind.__name__} is not supported yet"
-    if not shape.calls:
-        return "its forward did not run in the probe"
-    plain = KINDS[shape.kind]
-    if any(
-        getattr(kind, method, None) is not getattr(plain, method, None) for method in ("forward", "_conv_forward")
-    ):
-        return f"{kind.__name__} computes something else than {plain.__name__}"
-    if parametrize.is_parametrized(module):
-        remedy = 'torch.nn.utils.parametrize.remove_parametrizations(layer, "weight")'
-        return f"its weight is parametrized; fold it first, by {remedy}"
-    for hook in module._forward_pre_hooks.values():
-        if type(hook) in _OLD_NORMS:
-            return f"its weight is computed by a hook; fold it first, by {_OLD_NORMS[type(hook)]}(layer)"
-    if module._forward_hooks or module._forward_pre_hooks or module._backward_hooks:
-        return "it has hooks that a replacement would lose; remove them first"
-    if sharers:
-        return f"its weight is tied to {names[next(iter(sharers))][0]}"
-    return None
-
-
-def _too_small(shape: LayerShape | None) -> str | None:
-    if shape is None or any(break_even_rank(shape, form) for form in forms_for(shape)):
-        return None
-    return "too small: no rank makes it cheaper"
-
-
-def _refuse_wrappers(model: nn.Module) -> None:
-    remedies: tuple[tuple[Callable[[], bool], str], ...] = (
-        (lambda: isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)), "model.module"),
-        (lambda: hasattr(model, "_orig_mod"), "model._orig_mod"),
-    )
-    for wrapped, remedy in remedies:
-        if wrapped():
-            raise ModelError(f"the model is wrapped in {type(model).__name__}; pass {remedy} instead")
-    if isinstance(model, torch.jit.ScriptModule):
-        raise ModelError("the model is a TorchScript module, which cannot be rebuilt; pass the Python module")
-    for name, module in model.named_modules():
-        if any(_lazy(parameter) for parameter in module.parameters(recurse=False)):
-            raise ModelError(
-                f"{name}: is a {type(module).__name__} that has never run, and has no weight; run the model on an "
-                "example, and load its checkpoint, first"
-            )
-
-
-def _lazy(parameter: nn.Parameter) -> bool:
-    return isinstance(parameter, nn.parameter.UninitializedParameter)
+def _shape(module: nn.Module, calls: list[Call]) -> LayerShape:
+    assert isinstance(module, COUNTED)
+    shape = module.shape if isinstance(module, LowRank) else shape_of(module)
+    return shape.with_calls(tuple(one for call in calls for one in call.maps))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 
 import pytest
 import torch
@@ -11,9 +12,7 @@ from torch.nn.utils import spectral_norm
 from torch.nn.utils import weight_norm as old_weight_norm
 from torch.nn.utils.parametrizations import weight_norm
 
-from dprp.converter import (
-    survey,
-)
+from dprp.converter import Form, ModelError, survey
 from dprp.converter.analysis.surveying import Survey
 
 EXAMPLE = torch.zeros(2, 3, 16, 16)
@@ -72,6 +71,23 @@ def test_every_reason_to_stay() -> None:
     assert found["10"] == "its weight is tied to 9"
 
 
+def test_of_a_depthwise_layer_the_forms_that_pay_are_offered_and_the_others_named() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 64, 1), nn.Conv2d(64, 64, 3, padding=1, groups=64)).eval()
+    layer = survey(model, EXAMPLE).layers[1]
+    assert layer.forms == {Form.SPATIAL: 1}
+    assert layer.dear == (Form.CHANNEL, Form.POINTWISE)
+    assert "spatial 1/3; channel, pointwise: no rank is cheaper" in str(survey(model, EXAMPLE))
+
+
+def test_a_quantized_network_is_refused_with_a_remedy() -> None:
+    small = nn.Sequential(nn.Flatten(), nn.Linear(768, 8)).eval()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch moves its quantization to another package
+        quantized = torch.ao.quantization.quantize_dynamic(small, {nn.Linear})
+        with pytest.raises(ModelError, match=r"1: is a Linear of integers; compress the network as it was before"):
+            survey(quantized, EXAMPLE)
+
+
 def test_attention_of_a_kind_of_its_own_reads_its_projection_without_calling_it() -> None:
     class Own(nn.MultiheadAttention):
         pass
@@ -86,7 +102,7 @@ def test_attention_of_a_kind_of_its_own_reads_its_projection_without_calling_it(
 
     layers = survey(Attention().eval(), torch.randn(2, 5, 32))
     assert [layer.name for layer in layers] == ["inner.out_proj", "(outside of layers)"]
-    assert layers.layers[0].reason is not None
+    assert layers.layers[0].reason == "its weight is read without calling it"
 
 
 def test_the_model_is_left_as_it_was(residual: nn.Module) -> None:
