@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -25,6 +26,7 @@ from dprp.converter.lowrank.forms import (
 from dprp.converter.lowrank.layers import LowRank, low_rank
 from dprp.converter.lowrank.shapes import LayerShape, Map, Plain, shape_of
 from dprp.converter.planning.policies import RankRatio
+from dprp.export import onnx_macs, to_onnx
 
 from .geometries import called, layers
 
@@ -241,3 +243,32 @@ def test_geometry_reads_back_from_json() -> None:
     shape = called(nn.Conv2d(4, 8, (3, 2), padding="same", groups=2), torch.randn(1, 4, 5, 6))
     assert LayerShape.from_dict(shape.to_dict()) == shape
     assert math.prod(shape.weight) + 8 == shape.params
+
+
+@pytest.mark.parametrize(
+    ("layer", "sizes", "form"),
+    [
+        (nn.Linear(12, 10), (3,), Form.CHANNEL),
+        (nn.Conv1d(8, 12, 5, stride=2, padding=2), (21,), Form.CHANNEL),
+        (nn.Conv2d(8, 12, (3, 2), padding="same", dilation=2, groups=2), (9, 10), Form.SPATIAL),
+        (nn.Conv3d(6, 8, 3, stride=(1, 2, 2), padding=1, bias=False), (5, 8, 8), Form.HEIGHT_WIDTH),
+        (nn.ConvTranspose1d(8, 12, 4, stride=2, padding=1, output_padding=1), (11,), Form.POINTWISE),
+        (nn.ConvTranspose2d(8, 12, (4, 3), stride=2, padding=1, output_padding=(0, 1)), (7, 6), Form.SPATIAL_T),
+        (nn.ConvTranspose2d(8, 12, 3, groups=2), (7, 6), Form.CHANNEL),
+        (nn.ConvTranspose3d(4, 6, 3, stride=2), (3, 4, 4), Form.DEPTH),
+    ],
+    ids=str,
+)
+def test_the_file_of_each_kind_computes_the_same_and_costs_what_the_formula_says(
+    layer: Plain, sizes: tuple[int, ...], form: Form, tmp_path: Path
+) -> None:
+    shape = shape_of(layer)
+    x = torch.randn(2, *sizes, shape.inputs) if shape.linear else torch.randn(2, shape.inputs, *sizes)
+    rank = 2
+    low = factored(layer, called(layer, x), form, rank)
+    plain = low.fuse().eval()
+    assert isinstance(plain, nn.Sequential)
+    torch.testing.assert_close(plain(x), low(x), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(plain.weight.reshape(layer.weight.shape), low.weight.reshape(layer.weight.shape))
+    assert to_onnx(plain, x, tmp_path / "layer.onnx").ok
+    assert onnx_macs(tmp_path / "layer.onnx") == factored_cost(low.shape, form, rank, Unit.MACS)
