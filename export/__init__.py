@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from .errors import BenchmarkError, DataError, ExportError, ModelFileError, VerificationError
     from .exporter import to_onnx
     from .latency_table import LatencyTable
+    from .layerwise import LayerDifference, first_difference, layer_differences
     from .modelfile import read_metadata
     from .network_time import NetworkTime, network_ms, time_network
     from .nodes import onnx_macs, op_counts
@@ -31,6 +32,7 @@ __all__ = [
     "ExportError",
     "FileResult",
     "LatencyTable",
+    "LayerDifference",
     "ModelFileError",
     "NetworkTime",
     "PlainLayer",
@@ -38,6 +40,8 @@ __all__ = [
     "VerificationError",
     "benchmark",
     "evaluate_onnx",
+    "first_difference",
+    "layer_differences",
     "network_ms",
     "onnx_macs",
     "op_counts",
@@ -53,6 +57,7 @@ _HOMES = {
     "errors": ("BenchmarkError", "DataError", "ExportError", "ModelFileError", "VerificationError"),
     "exporter": ("to_onnx",),
     "latency_table": ("LatencyTable",),
+    "layerwise": ("LayerDifference", "first_difference", "layer_differences"),
     "modelfile": ("read_metadata",),
     "network_time": ("NetworkTime", "network_ms", "time_network"),
     "nodes": ("onnx_macs", "op_counts"),

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from ..files import check_output, written_whole
 from .calls import Flat, Inputs, flattened
 from .errors import ExportError, ModelFileError, VerificationError, first_line
+from .node_names import name_nodes
 from .session import open_session
 from .slim import strip_notes
 from .verification import Verification, compare, reference_copy
@@ -64,6 +65,7 @@ def to_onnx(
     flat = Flat(reference, example)
     _check_example(flat.tensors)
     proto = _trace(reference, flat, opset)
+    name_nodes(proto)
     strip_notes(proto)
     _add_metadata(proto, metadata or {})
     _check_graph(proto, type(model).__name__)

@@ -24,26 +24,32 @@ def available_cores() -> int:
     return os.cpu_count() or 1
 
 
-def open_session(path: Path, *, threads: int | None = None, label: str | None = None) -> ort.InferenceSession:
+def open_session(
+    path: Path | bytes, *, threads: int | None = None, label: str | None = None, optimised: bool = True
+) -> ort.InferenceSession:
     """An ONNX Runtime session on the CPU with a fixed number of threads.
 
     Args:
-        path: an ONNX file.
+        path: an ONNX file, or what is in one.
         threads: threads inside an operator, >= 1; None takes every core this process may use.
         label: what errors call the file; its path if None.
+        optimised: whether nodes may be joined into others.
 
     Raises:
         ModelFileError: no such file, or one that ONNX Runtime cannot load.
         ExportError: threads below 1.
     """
-    label = label or str(path)
+    label = label or ("the model" if isinstance(path, bytes) else str(path))
     if threads is not None and threads < 1:
         raise ExportError(f"threads: {threads} is not at least 1. Give the number of CPU threads, or None.")
-    require_file(path)
+    if not isinstance(path, bytes):
+        require_file(path)
     options = ort.SessionOptions()
     # Never ONNX Runtime's own default: it pins threads to cores, which fails noisily inside containers.
     options.intra_op_num_threads = available_cores() if threads is None else threads
     options.inter_op_num_threads = 1
+    if not optimised:
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
     # Errors reach the user once, as ours; severity 3 would print each of them a second time.
     options.log_severity_level = 4
@@ -51,7 +57,9 @@ def open_session(path: Path, *, threads: int | None = None, label: str | None = 
     # steals the cores from the one being measured.
     options.add_session_config_entry("session.force_spinning_stop", "1")
     try:
-        return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        return ort.InferenceSession(
+            path if isinstance(path, bytes) else str(path), options, providers=["CPUExecutionProvider"]
+        )
     except Exception as error:  # ONNX Runtime's exceptions share no base class but Exception
         raise ModelFileError(
             f"{label}: ONNX Runtime {ort.__version__} cannot load it ({_reason(error)}). "

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ...export import Verification, to_onnx
 from ..conversion.attached import plan_of
@@ -36,7 +36,17 @@ def export_network(
     Raises:
         ConverterError, ExportError: nothing has been written then.
     """
-    plain = fuse(network.model.to(device), example[:1].to(device)).cpu()
-    network.model.cpu()
+    plain = plain_network(network, example, device=device)
     about = onnx_metadata(network.source, plan_of(network.model) if network.compressed else None)
     return to_onnx(plain, example, path, metadata=about, tolerance=tolerance, force=force)
+
+
+def plain_network(network: Network, example: Tensor, *, device: torch.device | None = None) -> nn.Module:
+    """What is exported of an open network: plain layers, BatchNorm folded, on the CPU.
+
+    Args:
+        network, example, device: as for `export_network`.
+    """
+    plain = fuse(network.model.to(device), example[:1].to(device)).cpu()
+    network.model.cpu()
+    return plain

@@ -35,16 +35,17 @@ def command(options: Options) -> Options:
     name = options.__name__.removesuffix("Options").lower()
     known = option_fields(options)
 
-    def run(*, json: bool, recipe: Path | None, print_recipe: bool, **given: Any) -> None:
+    def run(*, json: bool, recipe: Path | None, print_recipe: bool, **given: Any) -> int:
         asked = options(**{key: known[key].read(value) for key, value in given.items()})
         if print_recipe:
             print(written(name, asked), end="", flush=True)
-            return
+            return 0
         if name != "finetune" and int(os.environ.get("WORLD_SIZE", "1")) > 1:
             raise OptionError(f"{name} runs in one process; dprp finetune runs in several, from its result")
         with working():
             answer = getattr(import_module(f".{name}", __package__), name)(asked)
         show(answer, as_json=json)
+        return getattr(answer, "exit_code", 0)
 
     def take(context: typer.Context, recipe: Path | None) -> Path | None:
         """What a recipe says becomes what options are where the command line says nothing."""

@@ -1,5 +1,6 @@
 """Errors become one sentence on stderr and an exit code.
 
+1    what was asked turned out not to be so: files that do not agree
 2    a mistake of the user's: bad options, bad files, a budget out of reach, a file system that refuses
 130  interrupted from the keyboard
 """

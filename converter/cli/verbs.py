@@ -142,6 +142,24 @@ class ExportOptions(FileOptions, OutputOptions, MachineOptions):
 
 @command
 @dataclass(frozen=True, kw_only=True)
+class VerifyOptions(FileOptions, MachineOptions, DownloadOptions, QuietOptions):
+    """Compare an ONNX file with the network it came from, layer by layer; exit code 1 where they differ.
+
+    Attributes:
+        file: The ONNX file.
+        data: Real images instead of noise: digits, npz:FILE, folder:DIR, or a torchvision set as cifar10:ROOT.
+        tolerance: Largest accepted difference of outputs, relative to their scale; by default 0.0001.
+        layer_tolerance: Largest accepted difference of a layer's output, relative to its norm; by default 0.001.
+    """
+
+    file: Annotated[Path, Argument(metavar="FILE.onnx")]
+    data: Annotated[str | None, Option(metavar="DATA")] = None
+    tolerance: Annotated[float | None, Option(min=0.0)] = None
+    layer_tolerance: Annotated[float | None, Option(min=0.0)] = None
+
+
+@command
+@dataclass(frozen=True, kw_only=True)
 class BenchmarkOptions(ThreadOptions, MachineOptions):
     """Time ONNX files against each other on the CPU, in turns.
 

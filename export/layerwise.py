@@ -1,0 +1,108 @@
+"""Where a file first computes something else than its model: every layer's output, in the order in which they run."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from torch import Tensor, nn
+
+from .calls import Flat, Inputs
+from .modelfile import load_model
+from .node_names import layer_outputs
+from .session import Array, open_session
+from .verification import reference_copy
+
+
+@dataclass(frozen=True)
+class LayerDifference:
+    """How far a layer's output in the file is from the model's.
+
+    Attributes:
+        layer: the module's name.
+        call: which of its calls, from 0.
+        relative: |model - file| / |model|, Euclidean norms over the output; infinite where a value is not finite, or
+            the file's output has another size.
+    """
+
+    layer: str
+    call: int
+    relative: float
+
+    def __str__(self) -> str:
+        again = f", call {self.call + 1}" if self.call else ""
+        return f"{self.layer}{again}: off by {self.relative:.1e} of its output"
+
+
+def layer_differences(model: nn.Module, path: str | Path, batch: Inputs) -> list[LayerDifference]:
+    """Compares the outputs of layers with weights on both sides.
+
+    Args:
+        model: the exported model, of plain layers; it runs in a copy, in evaluation mode, on the CPU.
+        path: a file of `to_onnx`, or what was made of one by quantisation: its nodes carry their layer's name.
+        batch: what the model takes.
+
+    Returns:
+        In the order in which the layers run; those that the file does not name, or that do not run, are left out.
+
+    Raises:
+        ModelFileError: no such file, or one that ONNX Runtime cannot run.
+        ExportError: the model cannot take the batch.
+    """
+    file = load_model(path)
+    names = layer_outputs(file)
+    reference = reference_copy(model)
+    flat = Flat(reference, batch)
+    wanted = _watched(reference, flat)
+    there = {output for outputs in names.values() for output in outputs}
+    known = {entry.name for entry in file.graph.output}
+    file.graph.output.extend(onnx.ValueInfoProto(name=name) for name in there - known)
+    session = open_session(file.SerializeToString(), label=str(path), optimised=False)
+    feeds = dict(zip([entry.name for entry in session.get_inputs()], flat.tensors, strict=True))
+    outputs = [entry.name for entry in session.get_outputs()]
+    found = dict(zip(outputs, session.run(None, {name: one.numpy() for name, one in feeds.items()}), strict=True))
+    return [
+        LayerDifference(layer, call, _relative(expected, np.asarray(found[names[layer][call]])))
+        for layer, call, expected in wanted
+        if call < len(names.get(layer, ()))
+    ]
+
+
+def first_difference(differences: list[LayerDifference], tolerance: float) -> LayerDifference | None:
+    """The first that is larger."""
+    return next((one for one in differences if not one.relative <= tolerance), None)
+
+
+def _watched(model: nn.Module, flat: Flat) -> list[tuple[str, int, Array]]:
+    """What each layer gives in each of its calls, in order."""
+    seen: list[tuple[str, int, Array]] = []
+    calls: defaultdict[str, int] = defaultdict(int)
+
+    def watch(name: str) -> Any:
+        def hook(_module: nn.Module, _inputs: Any, output: Any) -> None:
+            if isinstance(output, Tensor):
+                seen.append((name, calls[name], output.detach().numpy().copy()))
+                calls[name] += 1
+
+        return hook
+
+    leaves = [(name, module) for name, module in model.named_modules() if not list(module.children())]
+    handles = [module.register_forward_hook(watch(name)) for name, module in leaves]
+    try:
+        flat.run(flat.tensors)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return seen
+
+
+def _relative(expected: Array, actual: Array) -> float:
+    if expected.size != actual.size or not (np.isfinite(expected).all() and np.isfinite(actual).all()):
+        return float("inf")
+    apart = float(np.linalg.norm(expected.astype(np.float64).ravel() - actual.astype(np.float64).ravel()))
+    size = float(np.linalg.norm(expected.astype(np.float64).ravel()))
+    return apart / size if size else (0.0 if apart == 0.0 else float("inf"))
