@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .accuracy import Accuracy, evaluate_onnx
     from .benchmarking import benchmark
+    from .cpu_targets import Recipe, Target, recipe_for, this_cpu
     from .errors import BenchmarkError, DataError, ExportError, ModelFileError, VerificationError
     from .exporter import to_onnx
     from .latency_table import LatencyTable
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from .network_time import NetworkTime, network_ms, time_network
     from .nodes import onnx_macs, op_counts
     from .plain_layer import PlainLayer
+    from .quantization import Quantization, Ranges, quantize
     from .report import BenchmarkResult, Environment, FileResult
     from .verification import Verification, verify
 
@@ -36,6 +38,10 @@ __all__ = [
     "ModelFileError",
     "NetworkTime",
     "PlainLayer",
+    "Quantization",
+    "Ranges",
+    "Recipe",
+    "Target",
     "Verification",
     "VerificationError",
     "benchmark",
@@ -45,7 +51,10 @@ __all__ = [
     "network_ms",
     "onnx_macs",
     "op_counts",
+    "quantize",
     "read_metadata",
+    "recipe_for",
+    "this_cpu",
     "time_network",
     "to_onnx",
     "verify",
@@ -54,6 +63,7 @@ __all__ = [
 _HOMES = {
     "accuracy": ("Accuracy", "evaluate_onnx"),
     "benchmarking": ("benchmark",),
+    "cpu_targets": ("Recipe", "Target", "recipe_for", "this_cpu"),
     "errors": ("BenchmarkError", "DataError", "ExportError", "ModelFileError", "VerificationError"),
     "exporter": ("to_onnx",),
     "latency_table": ("LatencyTable",),
@@ -62,6 +72,7 @@ _HOMES = {
     "network_time": ("NetworkTime", "network_ms", "time_network"),
     "nodes": ("onnx_macs", "op_counts"),
     "plain_layer": ("PlainLayer",),
+    "quantization": ("Quantization", "Ranges", "quantize"),
     "report": ("BenchmarkResult", "Environment", "FileResult"),
     "verification": ("Verification", "verify"),
 }

@@ -44,18 +44,9 @@ def open_session(
         raise ExportError(f"threads: {threads} is not at least 1. Give the number of CPU threads, or None.")
     if not isinstance(path, bytes):
         require_file(path)
-    options = ort.SessionOptions()
-    # Never ONNX Runtime's own default: it pins threads to cores, which fails noisily inside containers.
-    options.intra_op_num_threads = available_cores() if threads is None else threads
-    options.inter_op_num_threads = 1
+    options = session_options(threads)
     if not optimised:
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-    options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
-    # Errors reach the user once, as ours; severity 3 would print each of them a second time.
-    options.log_severity_level = 4
-    # Threads may spin within a run, as when deployed, but not after it: an idle session that still spins
-    # steals the cores from the one being measured.
-    options.add_session_config_entry("session.force_spinning_stop", "1")
     try:
         return ort.InferenceSession(
             path if isinstance(path, bytes) else str(path), options, providers=["CPUExecutionProvider"]
@@ -65,6 +56,21 @@ def open_session(
             f"{label}: ONNX Runtime {ort.__version__} cannot load it ({_reason(error)}). "
             f"Check that the file is whole and that its operators and types run on the CPU."
         ) from error
+
+
+def session_options(threads: int | None) -> ort.SessionOptions:
+    """Settings of every session: so many threads inside an operator, or every core that this process may use."""
+    options = ort.SessionOptions()
+    # Never ONNX Runtime's own default: it pins threads to cores, which fails noisily inside containers.
+    options.intra_op_num_threads = available_cores() if threads is None else threads
+    options.inter_op_num_threads = 1
+    options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
+    # Errors reach the user once, as ours; severity 3 would print each of them a second time.
+    options.log_severity_level = 4
+    # Threads may spin within a run, as when deployed, but not after it: an idle session that still spins
+    # steals the cores from the one being measured.
+    options.add_session_config_entry("session.force_spinning_stop", "1")
+    return options
 
 
 def infer(session: ort.InferenceSession, inputs: Sequence[Array], label: str) -> list[Array]:

@@ -10,11 +10,12 @@ from ..analysis.inputs import Example, as_samples
 from ..analysis.running import copied
 from ..errors import ModelError
 from .attached import forget_plan, images_of, low_rank_layers, plan_of
+from .equalising import equalise as equalise_ranges
 from .fold import fold_proved, with_noise
 from .trial import Trial
 
 
-def fuse(model: nn.Module, example: Example | None = None) -> nn.Module:
+def fuse(model: nn.Module, example: Example | None = None, *, equalise: bool = False) -> nn.Module:
     """A copy made of plain layers only, in eval mode, with the same outputs.
 
     Args:
@@ -22,6 +23,8 @@ def fuse(model: nn.Module, example: Example | None = None) -> nn.Module:
         example: (N, ...) an input like those to come: it finds out which BatchNorm follows which layer, and proves
             that outputs stay what they are. By default a few of the images that the network was calibrated on, or
             noise of the shape that the plan was made for.
+        equalise: give the channels between two factors equal ranges on the example, for integers of 8 bits; tens of
+            real images say more than two.
 
     Returns:
         The network in layers of torch's own: two in a row for each low-rank layer, or one where that is cheaper.
@@ -50,4 +53,6 @@ def fuse(model: nn.Module, example: Example | None = None) -> nn.Module:
     if wrong is not None:
         raise ModelError(f"the network in plain layers does not compute what the converted one does: {wrong}")
     fold_proved(fused, inputs)
+    if equalise:
+        equalise_ranges(fused, as_samples(example))
     return fused

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from .forms import Form, factor_matrices, rebuild
+from .forms import Form, factor_matrices, factor_weights, rebuild
 from .shapes import KINDS, LayerShape, Plain, shape_of
 
 
@@ -84,12 +84,22 @@ class FusedPair(nn.Sequential):
     @property
     def weight(self) -> Tensor:
         """The dense weight that both layers stand for, made anew at each call: the layers themselves are cheaper."""
-        first, second = self._weight(0), self._weight(1)
-        if self.shape.linear:
-            return second @ first
-        rank = shape_of(self[0]).outputs // self.shape.groups  # type: ignore[arg-type]
-        u, v = factor_matrices(first, second, self.shape, self.form, rank)
-        return rebuild(u @ v, self.shape, self.form)
+        u, v = self.matrices()
+        return u @ v if self.shape.linear else rebuild(u @ v, self.shape, self.form)
+
+    def matrices(self) -> tuple[Tensor, Tensor]:
+        """u and v, as `factor_matrices`."""
+        first = self[0]
+        assert isinstance(first, Plain)
+        rank = shape_of(first).outputs // self.shape.groups
+        return factor_matrices(self._weight(0), self._weight(1), self.shape, self.form, rank)
+
+    @torch.no_grad()
+    def set_matrices(self, u: Tensor, v: Tensor) -> None:
+        """Takes other factors of the same size."""
+        for index, kernel in enumerate(factor_weights(u, v, self.shape, self.form)):
+            weight = self._weight(index)
+            weight.copy_(kernel.reshape(weight.shape))
 
     @property
     def bias(self) -> nn.Parameter | None:

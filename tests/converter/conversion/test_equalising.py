@@ -1,0 +1,69 @@
+"""Equal ranges between two factors, and the same function."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from torch import Tensor, nn
+
+from dprp.converter import FixedRank, LowRank, convert, fuse, plan_ranks, survey
+from dprp.converter.conversion.equalising import equalise
+from dprp.converter.lowrank.decomposition import decompose
+from dprp.converter.lowrank.forms import Form, full_rank, matricise
+from dprp.converter.lowrank.layers import low_rank
+from dprp.converter.lowrank.plain import FusedPair
+from dprp.converter.lowrank.shapes import Plain, shape_of
+
+from ..lowrank.geometries import called, layers
+
+
+def ranges(pair: FusedPair, x: Tensor) -> Tensor:
+    between = pair[0](x)
+    axis = pair.shape.channel_axis(between.dim())
+    return between.abs().movedim(axis, 0).flatten(1).amax(1)
+
+
+@torch.no_grad()
+@given(layers())
+@settings(max_examples=60, deadline=None)
+def test_ranges_are_equal_and_the_function_stays(case: tuple[Plain, Tensor]) -> None:
+    layer, x = case
+    shape = called(layer, x)
+    rank = max(1, full_rank(shape, Form.CHANNEL) - 1)
+    pair = low_rank(
+        shape, Form.CHANNEL, decompose(matricise(layer.weight, shape, Form.CHANNEL), rank), layer.bias
+    ).fuse()
+    if not isinstance(pair, FusedPair):
+        return
+    before, wanted = pair(x), ranges(pair, x).max()
+    equalise(pair, x)
+    torch.testing.assert_close(pair(x), before, rtol=1e-9, atol=1e-11)
+    found = ranges(pair, x)
+    torch.testing.assert_close(found, wanted.expand_as(found), rtol=1e-5, atol=1e-9)
+
+
+@torch.no_grad()
+def test_fuse_does_it_in_a_network(residual: nn.Module) -> None:
+    images = torch.randn(20, 3, 16, 16)
+    small = convert(residual, plan_ranks(survey(residual, images), FixedRank(4)))
+    plain, equal = fuse(small, images), fuse(small, images, equalise=True)
+    assert any(isinstance(module, LowRank) for module in small.modules())
+    torch.testing.assert_close(equal(images), plain(images), rtol=1e-4, atol=1e-5)
+    pairs = [module for module in equal.modules() if isinstance(module, FusedPair)]
+    assert pairs
+    for pair in pairs:
+        seen: list[Tensor] = []
+        handle = pair[0].register_forward_hook(lambda _m, _i, y, seen=seen: seen.append(y))
+        equal(images)
+        handle.remove()
+        if len(seen) == 1:
+            found = seen[0].abs().amax((0, 2, 3)) if seen[0].dim() == 4 else seen[0].abs().amax(0)
+            assert float(found.min() / found.max()) == pytest.approx(1.0, rel=1e-3)
+
+
+def test_channels_without_a_range_stay(residual: nn.Module) -> None:
+    shape = shape_of(nn.Linear(4, 4))
+    pair = low_rank(shape, Form.CHANNEL, decompose(torch.eye(4), 1), torch.ones(4)).fuse()
+    equalise(nn.Sequential(pair), torch.zeros(3, 4))
+    assert all(bool(parameter.isfinite().all()) for parameter in pair.parameters())
