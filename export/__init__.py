@@ -15,17 +15,19 @@ if TYPE_CHECKING:
     from .cpu_targets import Recipe, Target, recipe_for, this_cpu
     from .errors import BenchmarkError, DataError, ExportError, ModelFileError, VerificationError
     from .exporter import to_onnx
+    from .float_nodes import Search, nodes_by_error, quantize_within
     from .latency_table import LatencyTable
     from .layerwise import LayerDifference, first_difference, layer_differences
     from .modelfile import read_metadata
     from .network_time import NetworkTime, network_ms, time_network
     from .nodes import onnx_macs, op_counts
     from .plain_layer import PlainLayer
-    from .quantization import Quantization, Ranges, quantize
+    from .quantization import QUANTIZED, Quantization, Ranges, quantize
     from .report import BenchmarkResult, Environment, FileResult
     from .verification import Verification, verify
 
 __all__ = [
+    "QUANTIZED",
     "Accuracy",
     "BenchmarkError",
     "BenchmarkResult",
@@ -41,6 +43,7 @@ __all__ = [
     "Quantization",
     "Ranges",
     "Recipe",
+    "Search",
     "Target",
     "Verification",
     "VerificationError",
@@ -49,9 +52,11 @@ __all__ = [
     "first_difference",
     "layer_differences",
     "network_ms",
+    "nodes_by_error",
     "onnx_macs",
     "op_counts",
     "quantize",
+    "quantize_within",
     "read_metadata",
     "recipe_for",
     "this_cpu",
@@ -66,13 +71,14 @@ _HOMES = {
     "cpu_targets": ("Recipe", "Target", "recipe_for", "this_cpu"),
     "errors": ("BenchmarkError", "DataError", "ExportError", "ModelFileError", "VerificationError"),
     "exporter": ("to_onnx",),
+    "float_nodes": ("Search", "nodes_by_error", "quantize_within"),
     "latency_table": ("LatencyTable",),
     "layerwise": ("LayerDifference", "first_difference", "layer_differences"),
     "modelfile": ("read_metadata",),
     "network_time": ("NetworkTime", "network_ms", "time_network"),
     "nodes": ("onnx_macs", "op_counts"),
     "plain_layer": ("PlainLayer",),
-    "quantization": ("Quantization", "Ranges", "quantize"),
+    "quantization": ("QUANTIZED", "Quantization", "Ranges", "quantize"),
     "report": ("BenchmarkResult", "Environment", "FileResult"),
     "verification": ("Verification", "verify"),
 }

@@ -39,7 +39,8 @@ from .session import Array, session_options
 QUANTIZED = "dprp.quantized"
 """Metadata: JSON of how a file was quantised."""
 
-_PRODUCTS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+PRODUCTS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+"""Operators that a layer with a weight becomes."""
 
 
 class Ranges(str, Enum):
@@ -124,7 +125,7 @@ def quantize(
     destination = Path(path)
     check_output(destination, force=force, error=ModelFileError)
     model = load_model(source)
-    names = [node.name for node in model.graph.node if node.op_type in _PRODUCTS]
+    names = [node.name for node in model.graph.node if node.op_type in PRODUCTS]
     if any(node.op_type in ("QuantizeLinear", "QLinearConv") for node in model.graph.node):
         raise ModelFileError(f"{source}: is quantised already. Give the float32 file that it was made from.")
     unknown = sorted({*floats} - {*names})
@@ -157,7 +158,7 @@ def quantize(
                 f"Keep the layer in float32, or use the float32 file."
             ) from error
         quantised = onnx.load(str(made))
-        found = Quantization(recipe, ranges, reader.images, len(names), tuple(floats), _islands(made, floats))
+        found = Quantization(recipe, ranges, reader.images, len(names), tuple(floats), _islands(made, recipe, floats))
     _describe(quantised, model, found)
     with written_whole(destination, force=force, error=ModelFileError) as scratch:
         scratch.write_bytes(quantised.SerializeToString())
@@ -190,16 +191,18 @@ class _Reader(CalibrationDataReader):  # type: ignore[misc]
         self._next = 0
 
 
-def _islands(path: Path, floats: Sequence[str]) -> tuple[str, ...]:
+def _islands(path: Path, recipe: Recipe, floats: Sequence[str]) -> tuple[str, ...]:
     """Convolutions and products that the runtime has left in float32, though nobody asked for it."""
     optimised = path.with_suffix(".optimised.onnx")
     options = session_options(threads=1)
     options.optimized_model_filepath = str(optimised)
+    if not recipe.unsigned:  # as on ARM, where int8 activations are multiplied as they are
+        options.add_session_config_entry("session.qdqisint8allowed", "1")
     # Layouts and fused activations of one machine say nothing of integers.
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
     ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     graph = onnx.load(str(optimised)).graph
-    names = (node.name for node in graph.node if node.op_type in (*_PRODUCTS, "FusedConv", "FusedMatMul"))
+    names = (node.name for node in graph.node if node.op_type in (*PRODUCTS, "FusedConv", "FusedMatMul"))
     return tuple(name for name in names if name not in floats)
 
 

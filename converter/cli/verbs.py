@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from typer import Argument, Option
 
@@ -25,6 +25,9 @@ from .options.ranks import (
     RuleOptions,
 )
 from .options.training import FinetuningOptions, PolishOptions, RunOptions, TrainingOptions
+
+CpuTarget = Literal["auto", "x86-vnni", "x86", "arm"]
+RangesName = Literal["minmax", "entropy", "percentile"]
 
 
 @command
@@ -142,14 +145,36 @@ class ExportOptions(FileOptions, OutputOptions, MachineOptions):
 
 @command
 @dataclass(frozen=True, kw_only=True)
+class QuantizeOptions(OutputOptions, ScoringDataOptions, ThreadOptions, MachineOptions, QuietOptions):
+    """Make an ONNX file of 8 bits from one of float32, and measure both.
+
+    Attributes:
+        file: A float32 ONNX file.
+        images: Training images to find the ranges of activations on.
+        target: The CPU that it shall run on; auto is this one.
+        ranges: How ranges are found.
+        max_drop: Points of top-1 that may be lost on other training images; else the worst layers stay in float32.
+        float_node: A layer that stays in float32, such as "conv1/Conv"; may be given again.
+    """
+
+    file: Annotated[Path, Argument(metavar="FILE.onnx")]
+    images: Annotated[int, Option(min=1)] = 256
+    target: CpuTarget = "auto"
+    ranges: RangesName = "minmax"
+    max_drop: Annotated[float | None, Option(min=0.0)] = None
+    float_node: Annotated[tuple[str, ...], Option(metavar="NODE")] = ()
+
+
+@command
+@dataclass(frozen=True, kw_only=True)
 class VerifyOptions(FileOptions, MachineOptions, DownloadOptions, QuietOptions):
     """Compare an ONNX file with the network it came from, layer by layer; exit code 1 where they differ.
 
     Attributes:
         file: The ONNX file.
-        data: Real images instead of noise: digits, npz:FILE, folder:DIR, or a torchvision set as cifar10:ROOT.
-        tolerance: Largest accepted difference of outputs, relative to their scale; by default 0.0001.
-        layer_tolerance: Largest accepted difference of a layer's output, relative to its norm; by default 0.001.
+        data: Real images instead of noise, which files of 8 bits need: as for `evaluate`.
+        tolerance: Largest accepted difference of outputs, relative to their scale; by default 0.0001, or 0.25 of 8 bits.
+        layer_tolerance: Largest accepted difference of a layer, relative to its norm; by default 0.001, or 0.5.
     """
 
     file: Annotated[Path, Argument(metavar="FILE.onnx")]

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...export import LayerDifference, Verification, first_difference, layer_differences
+from ...export import QUANTIZED, LayerDifference, Verification, first_difference, layer_differences, read_metadata
 from ...export import verify as verify_file
 from ..chain.data import Batches, open_data
 from ..chain.device import pick_device
@@ -19,7 +19,8 @@ from ..errors import OptionError
 from .asked import asked_network
 from .verbs import VerifyOptions
 
-_TOLERANCE, _LAYER_TOLERANCE = 1e-4, 1e-3
+_TOLERANCES, _QUANTIZED = (1e-4, 1e-3), (0.25, 0.5)
+"""Of outputs and of layers; and those of files of 8 bits, whose roundings add up from layer to layer."""
 
 _BATCHES = [8, 1, 2, 5]
 """Images in each; layers are compared on the first."""
@@ -78,11 +79,17 @@ def verify(asked: VerifyOptions) -> Verified:
     where = pick_device(asked.device)
     if asked.file.suffix.lower() != ".onnx":
         raise OptionError(f"{asked.file}: is no .onnx file; give the network first, then its ONNX file")
+    quantised = QUANTIZED in read_metadata(asked.file)
+    if quantised and asked.data is None:
+        raise OptionError(
+            f"{asked.file}: is of 8 bits, which clip what real images never reached; give some by --data"
+        )
     network = asked_network(asked, seed=asked.seed, trust=asked.trust)
     plain = plain_network(network, network.example(4), device=where)
     batches = list(_batches(asked, network))
-    tolerance = _TOLERANCE if asked.tolerance is None else asked.tolerance
-    inner = _LAYER_TOLERANCE if asked.layer_tolerance is None else asked.layer_tolerance
+    usual = _QUANTIZED if quantised else _TOLERANCES
+    tolerance = usual[0] if asked.tolerance is None else asked.tolerance
+    inner = usual[1] if asked.layer_tolerance is None else asked.layer_tolerance
     outputs = verify_file(plain, asked.file, batches, tolerance=tolerance)
     found = layer_differences(plain, asked.file, batches[0])
     return Verified(str(asked.file), outputs, len(found), first_difference(found, inner))

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from .converter.cli.export import export
     from .converter.cli.finetune import finetune
     from .converter.cli.plan import plan
+    from .converter.cli.quantize import quantize
     from .converter.cli.survey import survey
     from .converter.cli.verbs import (
         BenchmarkOptions,
@@ -34,8 +35,11 @@ if TYPE_CHECKING:
         ExportOptions,
         FinetuneOptions,
         PlanOptions,
+        QuantizeOptions,
         SurveyOptions,
+        VerifyOptions,
     )
+    from .converter.cli.verify import verify
 
 __all__ = [
     "BenchmarkOptions",
@@ -47,7 +51,9 @@ __all__ = [
     "ExportOptions",
     "FinetuneOptions",
     "PlanOptions",
+    "QuantizeOptions",
     "SurveyOptions",
+    "VerifyOptions",
     "benchmark",
     "compress",
     "convert",
@@ -57,7 +63,9 @@ __all__ = [
     "export",
     "finetune",
     "plan",
+    "quantize",
     "survey",
+    "verify",
 ]
 
 

@@ -17,12 +17,26 @@ from dprp.converter.cli import verbs
 from dprp.converter.cli.fields import option_fields
 from dprp.converter.cli.options import data, ranks, training
 from dprp.converter.cli.recipes import written
+from dprp.export import Ranges, Target
 from dprp.models import DIGITS_WEIGHTS, Mix
 from dprp.models.augment import Augment
 
 from .conftest import Dprp
 
-VERBS = ["compress", "demo", "survey", "plan", "convert", "finetune", "evaluate", "export", "benchmark", "env"]
+VERBS = [
+    "compress",
+    "demo",
+    "survey",
+    "plan",
+    "convert",
+    "finetune",
+    "evaluate",
+    "export",
+    "verify",
+    "quantize",
+    "benchmark",
+    "env",
+]
 OPTIONS = [getattr(verbs, f"{verb.title()}Options") for verb in VERBS]
 
 
@@ -52,6 +66,8 @@ def test_options_need_no_torch() -> None:
         (training.OptimizerName, [kind.value for kind in OptimizerKind]),
         (data.Mixing, [kind.value for kind in Mix]),
         (data.Augmentation, [kind.value for kind in Augment]),
+        (verbs.CpuTarget, [target.value for target in Target]),
+        (verbs.RangesName, [way.value for way in Ranges]),
     ],
 )
 def test_choices_are_those_that_there_are(names: Any, known: list[str]) -> None:
