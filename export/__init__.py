@@ -22,12 +22,11 @@ if TYPE_CHECKING:
     from .network_time import NetworkTime, network_ms, time_network
     from .nodes import onnx_macs, op_counts
     from .plain_layer import PlainLayer
-    from .quantization import QUANTIZED, Quantization, Ranges, quantize
+    from .quantization import Quantization, Ranges, is_quantized, quantize
     from .report import BenchmarkResult, Environment, FileResult
     from .verification import Verification, verify
 
 __all__ = [
-    "QUANTIZED",
     "Accuracy",
     "BenchmarkError",
     "BenchmarkResult",
@@ -50,6 +49,7 @@ __all__ = [
     "benchmark",
     "evaluate_onnx",
     "first_difference",
+    "is_quantized",
     "layer_differences",
     "network_ms",
     "nodes_by_error",
@@ -78,7 +78,7 @@ _HOMES = {
     "network_time": ("NetworkTime", "network_ms", "time_network"),
     "nodes": ("onnx_macs", "op_counts"),
     "plain_layer": ("PlainLayer",),
-    "quantization": ("QUANTIZED", "Quantization", "Ranges", "quantize"),
+    "quantization": ("Quantization", "Ranges", "is_quantized", "quantize"),
     "report": ("BenchmarkResult", "Environment", "FileResult"),
     "verification": ("Verification", "verify"),
 }

@@ -33,7 +33,7 @@ from torch import Tensor
 from ..files import check_output, written_whole
 from .cpu_targets import Recipe, Target, recipe_for
 from .errors import DataError, ExportError, ModelFileError, first_line
-from .modelfile import load_model
+from .modelfile import load_model, read_metadata
 from .session import Array, session_options
 
 QUANTIZED = "dprp.quantized"
@@ -91,6 +91,15 @@ class Quantization:
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
         return asdict(self)
+
+
+def is_quantized(path: str | Path) -> bool:
+    """Whether `quantize` made a file.
+
+    Raises:
+        ModelFileError: no such file, or not ONNX.
+    """
+    return QUANTIZED in read_metadata(path)
 
 
 def quantize(

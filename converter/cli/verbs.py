@@ -173,7 +173,7 @@ class VerifyOptions(FileOptions, MachineOptions, DownloadOptions, QuietOptions):
     Attributes:
         file: The ONNX file.
         data: Real images instead of noise, which files of 8 bits need: as for `evaluate`.
-        tolerance: Largest accepted difference of outputs, relative to their scale; by default 0.0001, or 0.25 of 8 bits.
+        tolerance: Largest accepted difference of outputs, relative to their scale; by default 0.0001, or 0.25.
         layer_tolerance: Largest accepted difference of a layer, relative to its norm; by default 0.001, or 0.5.
     """
 

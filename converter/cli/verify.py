@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...export import QUANTIZED, LayerDifference, Verification, first_difference, layer_differences, read_metadata
+from ...export import LayerDifference, Verification, first_difference, is_quantized, layer_differences
 from ...export import verify as verify_file
 from ..chain.data import Batches, open_data
 from ..chain.device import pick_device
@@ -79,11 +79,9 @@ def verify(asked: VerifyOptions) -> Verified:
     where = pick_device(asked.device)
     if asked.file.suffix.lower() != ".onnx":
         raise OptionError(f"{asked.file}: is no .onnx file; give the network first, then its ONNX file")
-    quantised = QUANTIZED in read_metadata(asked.file)
+    quantised = is_quantized(asked.file)
     if quantised and asked.data is None:
-        raise OptionError(
-            f"{asked.file}: is of 8 bits, which clip what real images never reached; give some by --data"
-        )
+        raise OptionError(f"{asked.file}: its 8 bits clip what real images never reached; give some by --data")
     network = asked_network(asked, seed=asked.seed, trust=asked.trust)
     plain = plain_network(network, network.example(4), device=where)
     batches = list(_batches(asked, network))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from dprp.export import QUANTIZED, read_metadata
+from dprp.export import is_quantized
 
 
 def test_a_file_of_8_bits_beside_the_other(dprp: Any, small: Path, tmp_path: Path) -> None:
@@ -19,7 +19,7 @@ def test_a_file_of_8_bits_beside_the_other(dprp: Any, small: Path, tmp_path: Pat
     assert after["size_bytes"] < before["size_bytes"]
     assert abs(after["top1"] - before["top1"]) < 3.0
     assert found["quantized"][0]["islands"] == []
-    assert QUANTIZED in read_metadata(int8)
+    assert is_quantized(int8)
     assert dprp("verify", small, int8, "--data", "digits").code == 0
     noise = dprp("verify", small, int8)
     assert noise.code == 2

@@ -13,13 +13,13 @@ from onnx import numpy_helper
 from torch import Tensor, nn
 
 from dprp.export import (
-    QUANTIZED,
     DataError,
     ExportError,
     ModelFileError,
     Ranges,
     Target,
     first_difference,
+    is_quantized,
     layer_differences,
     nodes_by_error,
     quantize,
@@ -30,6 +30,8 @@ from dprp.export import (
     to_onnx,
     verify,
 )
+
+QUANTIZED = "dprp.quantized"
 
 
 def network() -> nn.Module:
@@ -67,6 +69,8 @@ def test_every_layer_is_of_8_bits_and_the_answers_stay_near(
     assert made.recipe.target is (this_cpu() if target is Target.AUTO else target)
     assert verify(model, small, images, tolerance=0.1).ok
     assert read_metadata(small)["dprp.model"] == "own"
+    assert is_quantized(small)
+    assert not is_quantized(file)
     assert json.loads(read_metadata(small)[QUANTIZED])["recipe"]["target"] == made.recipe.target
     assert [one.layer for one in layer_differences(model, small, images[0])] == ["0", "2", "6"]
     assert first_difference(layer_differences(model, small, images[0]), 0.2) is None
