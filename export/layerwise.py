@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,13 +39,17 @@ class LayerDifference:
         return f"{self.layer}{again}: off by {self.relative:.1e} of its output"
 
 
-def layer_differences(model: nn.Module, path: str | Path, batch: Inputs) -> list[LayerDifference]:
+def layer_differences(
+    model: nn.Module, path: str | Path, batch: Inputs, *, scaled: Mapping[str, int] | None = None
+) -> list[LayerDifference]:
     """Compares the outputs of layers with weights on both sides.
 
     Args:
         model: the exported model, of plain layers; it runs in a copy, in evaluation mode, on the CPU.
         path: a file of `to_onnx`, or what was made of one by quantisation: its nodes carry their layer's name.
         batch: what the model takes.
+        scaled: layers whose outputs the file may have scaled, and the axis of their channels, each of which is compared
+            but for a factor.
 
     Returns:
         In the order in which the layers run; those that the file does not name, or that do not run, are left out.
@@ -65,11 +70,14 @@ def layer_differences(model: nn.Module, path: str | Path, batch: Inputs) -> list
     feeds = dict(zip([entry.name for entry in session.get_inputs()], flat.tensors, strict=True))
     outputs = [entry.name for entry in session.get_outputs()]
     found = dict(zip(outputs, session.run(None, {name: one.numpy() for name, one in feeds.items()}), strict=True))
-    return [
-        LayerDifference(layer, call, _relative(expected, np.asarray(found[names[layer][call]])))
-        for layer, call, expected in wanted
-        if call < len(names.get(layer, ()))
-    ]
+    differences = []
+    for layer, call, expected in wanted:
+        if call < len(names.get(layer, ())):
+            actual = np.asarray(found[names[layer][call]])
+            if scaled and layer in scaled:
+                actual = _unscaled(expected, actual, scaled[layer])
+            differences.append(LayerDifference(layer, call, _relative(expected, actual)))
+    return differences
 
 
 def first_difference(differences: list[LayerDifference], tolerance: float) -> LayerDifference | None:
@@ -98,6 +106,17 @@ def _watched(model: nn.Module, flat: Flat) -> list[tuple[str, int, Array]]:
         for handle in handles:
             handle.remove()
     return seen
+
+
+def _unscaled(expected: Array, actual: Array, axis: int) -> Array:
+    """The second, each channel times the factor that brings it nearest to the first."""
+    if expected.shape != actual.shape:
+        return actual
+    others = tuple(one for one in range(expected.ndim) if one != axis % expected.ndim)
+    exact, scaled = expected.astype(np.float64), actual.astype(np.float64)
+    size = np.square(scaled).sum(others, keepdims=True)
+    unscaled: Array = scaled * ((exact * scaled).sum(others, keepdims=True) / np.maximum(size, 1e-300))
+    return unscaled
 
 
 def _relative(expected: Array, actual: Array) -> float:

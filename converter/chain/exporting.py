@@ -22,6 +22,7 @@ def export_network(
     tolerance: float = 1e-4,
     force: bool = False,
     device: torch.device | None = None,
+    equalise_on: Tensor | None = None,
 ) -> Verification:
     """Fuses and exports an open network.
 
@@ -32,21 +33,26 @@ def export_network(
         tolerance: as for `export`.
         force: write over an existing file.
         device: where to fuse.
+        equalise_on: images on which the channels between two factors get equal ranges; None leaves them.
 
     Raises:
         ConverterError, ExportError: nothing has been written then.
     """
-    plain = plain_network(network, example, device=device)
-    about = onnx_metadata(network.source, plan_of(network.model) if network.compressed else None)
+    plain = plain_network(network, example, device=device, equalise_on=equalise_on)
+    plan = plan_of(network.model) if network.compressed else None
+    about = onnx_metadata(network.source, plan, equalised=equalise_on is not None)
     return to_onnx(plain, example, path, metadata=about, tolerance=tolerance, force=force)
 
 
-def plain_network(network: Network, example: Tensor, *, device: torch.device | None = None) -> nn.Module:
+def plain_network(
+    network: Network, example: Tensor, *, device: torch.device | None = None, equalise_on: Tensor | None = None
+) -> nn.Module:
     """What is exported of an open network: plain layers, BatchNorm folded, on the CPU.
 
     Args:
-        network, example, device: as for `export_network`.
+        network, example, device, equalise_on: as for `export_network`.
     """
-    plain = fuse(network.model.to(device), example[:1].to(device)).cpu()
+    images = example[:1] if equalise_on is None else equalise_on
+    plain = fuse(network.model.to(device), images.to(device), equalise=equalise_on is not None).cpu()
     network.model.cpu()
     return plain

@@ -19,9 +19,11 @@ PLAN = "plan.json"
 COMPRESSED = "compressed.safetensors"
 DENSE_ONNX = "dense.onnx"
 COMPRESSED_ONNX = "compressed.onnx"
+DENSE_INT8 = "dense-int8.onnx"
+COMPRESSED_INT8 = "compressed-int8.onnx"
 SUMMARY = "summary.json"
 RECIPE = "recipe.yaml"
-FILES = frozenset({PLAN, COMPRESSED, DENSE_ONNX, COMPRESSED_ONNX, SUMMARY, RECIPE})
+FILES = frozenset({PLAN, COMPRESSED, DENSE_ONNX, COMPRESSED_ONNX, DENSE_INT8, COMPRESSED_INT8, SUMMARY, RECIPE})
 
 _OLD, _NEW = "old", "new"
 _LARGEST_SUMMARY = 2**20

@@ -3,13 +3,26 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ...export import BenchmarkResult, FileResult, Quantization, Search, Target, benchmark, evaluate_onnx, this_cpu
+from torch import Tensor
+
+from ...export import (
+    BenchmarkResult,
+    FileResult,
+    Quantization,
+    Search,
+    Target,
+    benchmark,
+    evaluate_onnx,
+    quantize,
+    this_cpu,
+)
 from .data import Loader
+from .folder import COMPRESSED_INT8, COMPRESSED_ONNX, DENSE_INT8, DENSE_ONNX
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -42,9 +55,14 @@ class Int8:
             if (recipe.target is Target.ARM) != (this_cpu() is Target.ARM):
                 notes.append(f"it is made for {recipe.target} and was timed on {this_cpu()}, where it is slower")
         half = len(self.names) - len(self.found)
-        for name, before, after in zip(self.names[half:], self.timed.files, self.timed.files[half:], strict=False):
+        floats, integers = self.timed.files[:half], self.timed.files[half:]
+        for name, before, after in zip(self.names[half:], floats, integers, strict=True):
             if after.median_ms >= before.median_ms:
                 notes.append(f"{Path(name).name} is not faster here than float32: use that, where size is no matter")
+        fastest = min(integers, key=lambda file: file.median_ms)
+        if len(integers) > 1 and fastest is not integers[-1]:
+            first, last = (Path(self.names[place]).name for place in (half + integers.index(fastest), -1))
+            notes.append(f"{last} is slower here than {first}: thin layers gain less from 8 bits than whole ones")
         return (*notes, *self.timed.notes)
 
     def to_dict(self) -> dict[str, Any]:
@@ -103,3 +121,21 @@ def measured(files: Mapping[str, Path], test: Loader, *found: Quantization | Sea
 def _figures(file: FileResult) -> dict[str, Any]:
     names = ("size_bytes", "median_ms", "p90_ms", "images_per_s", "peak_memory_bytes", "speedup")
     return {name: getattr(file, name) for name in names}
+
+
+def in_8_bits(work: Path, images: Sequence[Tensor], test: Loader, *, target: Target, threads: int) -> Int8:
+    """Makes files of 8 bits of the dense and the compressed file in a result folder, and measures all four.
+
+    Args:
+        work: the folder.
+        images: batches to find ranges on.
+        test: test images.
+        target: the CPU that they shall run on.
+        threads: of ONNX Runtime.
+
+    Raises:
+        ExportError: a file cannot be quantised, scored or timed.
+    """
+    pairs = {DENSE_ONNX: DENSE_INT8, COMPRESSED_ONNX: COMPRESSED_INT8}
+    found = [quantize(work / source, work / made, images, target=target) for source, made in pairs.items()]
+    return measured({name: work / name for name in (*pairs, *pairs.values())}, test, *found, threads=threads)

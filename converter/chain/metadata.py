@@ -4,6 +4,7 @@ dprp.model, dprp.classes    how the plain network is called, and its outputs if 
 dprp.input                  3x32x32: channels x height x width
 dprp.mean, dprp.std         per channel, of pixels scaled to 0..1, with commas
 dprp.budget, dprp.layers    the plan: what was asked for, and JSON of "form:rank" by layer
+dprp.equalised              "yes" where the channels between two factors have equal ranges
 dprp.macs, dprp.params      "20000000 of 41000000": under the plan, and dense
 dprp.versions               JSON
 """
@@ -24,13 +25,16 @@ from .totals import ranks
 from .values import numbers, shape
 from .versions import versions
 
+EQUALISED = "dprp.equalised"
 
-def onnx_metadata(source: Source, plan: Plan | None) -> dict[str, str]:
+
+def onnx_metadata(source: Source, plan: Plan | None, *, equalised: bool = False) -> dict[str, str]:
     """What to write into an ONNX file.
 
     Args:
         source: of the network.
         plan: None for a dense network.
+        equalised: whether the channels between two factors have equal ranges.
     """
     about = {
         "dprp.model": source.model,
@@ -39,6 +43,8 @@ def onnx_metadata(source: Source, plan: Plan | None) -> dict[str, str]:
         "dprp.std": ",".join(map(str, source.std)),
         "dprp.versions": json.dumps(versions()),
     }
+    if equalised:
+        about[EQUALISED] = "yes"
     if source.classes is not None:
         about["dprp.classes"] = str(source.classes)
     if plan is not None:

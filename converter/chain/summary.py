@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import secrets
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from .int8 import Int8
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -49,6 +51,7 @@ class Summary:
         versions: of what the result depends on.
         folder: where the files are.
         made_by: the verb.
+        int8: all files beside each other, where there are some of 8 bits.
         result_id: 32 random hexadecimal digits, by which a result folder is known as dprp's.
     """
 
@@ -67,11 +70,13 @@ class Summary:
     versions: dict[str, str]
     folder: Path
     made_by: str = "compress"
+    int8: Int8 | None = None
     result_id: str = field(default_factory=lambda: secrets.token_hex(16))
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
-        return {**asdict(self), "notes": list(self.notes), "folder": str(self.folder)}
+        told = {**asdict(replace(self, int8=None)), "notes": list(self.notes), "folder": str(self.folder)}
+        return told | {"int8": None if self.int8 is None else self.int8.to_dict()}
 
     def __rich__(self) -> RenderableType:
         from rich.console import Group
@@ -100,7 +105,8 @@ class Summary:
             f"files in {self.folder}",
         ]
         # Text takes a path's [brackets] as they are.
-        return Group(table, *(Text(line, no_wrap=True, overflow="ignore") for line in lines))
+        eight = [] if self.int8 is None else [self.int8]
+        return Group(table, *(Text(line, no_wrap=True, overflow="ignore") for line in lines), *eight)
 
 
 def remarks(dense: Figures, compressed: Figures, speedup: float) -> list[str]:

@@ -5,11 +5,16 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 
+import torch
+from torch import Tensor
+
+from ...export import Target
 from ...files import written_whole
 from ..chain.compressing import JUDGES, Compression, plan_and_convert, train_and_judge
-from ..chain.data import Batches, data_file, open_data
+from ..chain.data import Batches, Loader, data_file, open_data
 from ..chain.exporting import export_network
 from ..chain.folder import COMPRESSED, COMPRESSED_ONNX, DENSE_ONNX, PLAN, RECIPE, SUMMARY, check_folder, made_whole
+from ..chain.int8 import in_8_bits
 from ..chain.measure import summarise
 from ..chain.network import Network
 from ..chain.summary import Summary
@@ -21,6 +26,9 @@ from .asked import asked_compression, asked_network, asked_run, told_how_to_go_o
 from .console import note, silent
 from .recipes import written
 from .verbs import CompressOptions
+
+_INT8_IMAGES = 256
+"""Training images on which ranges are found."""
 
 
 def compress(asked: CompressOptions, *, made_by: str = "compress", recipe: str | None = None) -> Summary:
@@ -74,7 +82,14 @@ def compress(asked: CompressOptions, *, made_by: str = "compress", recipe: str |
         save_compressed(made.model, network.source, work / COMPRESSED)
         say("exporting and measuring the compressed one")
         compressed = Network(made.model, network.source, compressed=True)
-        verified = export_network(compressed, work / COMPRESSED_ONNX, example, device=config.device)
+        ranged = torch.split(_some(batches.calibration(_INT8_IMAGES)), asked.batch_size) if asked.int8 else ()
+        verified = export_network(
+            compressed,
+            work / COMPRESSED_ONNX,
+            example,
+            device=config.device,
+            equalise_on=ranged[0] if asked.int8 else None,
+        )
         summary = summarise(
             work,
             test,
@@ -89,6 +104,10 @@ def compress(asked: CompressOptions, *, made_by: str = "compress", recipe: str |
             made_by=made_by,
         )
         summary = replace(summary, notes=(*summary.notes, *_remarks(made, config.epochs)))
+        if asked.int8:
+            say("making and measuring files of 8 bits")
+            cpu = Target(asked.target)
+            summary = replace(summary, int8=in_8_bits(work, ranged, test, target=cpu, threads=asked.threads))
         texts = {
             SUMMARY: json.dumps(summary.to_dict(), indent=1) + "\n",
             RECIPE: written("compress", replace(asked, resume=None)) if recipe is None else recipe,
@@ -99,6 +118,10 @@ def compress(asked: CompressOptions, *, made_by: str = "compress", recipe: str |
     if folder is not None:
         folder.finish()
     return summary
+
+
+def _some(loader: Loader) -> Tensor:
+    return torch.cat([images for images, _ in loader])[:_INT8_IMAGES]
 
 
 def _remarks(made: Compression, epochs: int) -> list[str]:

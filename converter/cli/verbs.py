@@ -7,13 +7,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 from typer import Argument, Option
 
 from .commands import command
 from .options.base import Options
 from .options.data import DownloadOptions, ScoringDataOptions, TrainingDataOptions
+from .options.integers import Int8Options, RangesName, TargetOptions
 from .options.machine import MachineOptions, ThreadOptions
 from .options.network import FileOptions, ModelOptions, NetworkOptions, TrustOptions
 from .options.output import FolderOptions, ForceOptions, OutputOptions, QuietOptions
@@ -25,9 +26,6 @@ from .options.ranks import (
     RuleOptions,
 )
 from .options.training import FinetuningOptions, PolishOptions, RunOptions, TrainingOptions
-
-CpuTarget = Literal["auto", "x86-vnni", "x86", "arm"]
-RangesName = Literal["minmax", "entropy", "percentile"]
 
 
 @command
@@ -41,6 +39,7 @@ class CompressOptions(
     PolishOptions,
     TrainingOptions,
     RunOptions,
+    Int8Options,
     ThreadOptions,
     MachineOptions,
     QuietOptions,
@@ -145,13 +144,12 @@ class ExportOptions(FileOptions, OutputOptions, MachineOptions):
 
 @command
 @dataclass(frozen=True, kw_only=True)
-class QuantizeOptions(OutputOptions, ScoringDataOptions, ThreadOptions, MachineOptions, QuietOptions):
+class QuantizeOptions(OutputOptions, ScoringDataOptions, TargetOptions, ThreadOptions, MachineOptions, QuietOptions):
     """Make an ONNX file of 8 bits from one of float32, and measure both.
 
     Attributes:
         file: A float32 ONNX file.
         images: Training images to find the ranges of activations on.
-        target: The CPU that it shall run on; auto is this one.
         ranges: How ranges are found.
         max_drop: Points of top-1 that may be lost on other training images; else the worst layers stay in float32.
         float_node: A layer that stays in float32, such as "conv1/Conv"; may be given again.
@@ -159,7 +157,6 @@ class QuantizeOptions(OutputOptions, ScoringDataOptions, ThreadOptions, MachineO
 
     file: Annotated[Path, Argument(metavar="FILE.onnx")]
     images: Annotated[int, Option(min=1)] = 256
-    target: CpuTarget = "auto"
     ranges: RangesName = "minmax"
     max_drop: Annotated[float | None, Option(min=0.0)] = None
     float_node: Annotated[tuple[str, ...], Option(metavar="NODE")] = ()

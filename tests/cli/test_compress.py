@@ -94,6 +94,24 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> Summary:
     )
 
 
+def test_files_of_8_bits_beside_them(dprp: Any, tmp_path: Path) -> None:
+    folder = tmp_path / "out"
+    told = dprp(*START, "--epochs", 0, "--calibration-images", 200, "--int8", "-o", folder, "--json").json()
+    assert _names(folder) == sorted([*FILES, "compressed-int8.onnx", "dense-int8.onnx"])
+    found = told["int8"]
+    names = ["dense.onnx", "compressed.onnx", "dense-int8.onnx", "compressed-int8.onnx"]
+    assert [file["file"] for file in found["files"]] == names
+    dense, compressed, dense_int8, int8 = found["files"]
+    assert int8["size_bytes"] < min(compressed["size_bytes"], dense_int8["size_bytes"])
+    assert abs(int8["top1"] - compressed["top1"]) < 3.0
+    assert dense["top1"] == told["dense"]["top1"]
+    assert len(found["quantized"]) == 2
+    assert json.loads((folder / "summary.json").read_text()) == told
+    for name in ("compressed.onnx", "compressed-int8.onnx"):  # of equal ranges, which the checkpoint has not
+        verified = dprp("verify", folder / "compressed.safetensors", folder / name, "--data", "digits")
+        assert verified.code == 0, verified.out
+
+
 def test_python_function(done: Summary) -> None:
     assert 0.45 < done.compressed.params / done.dense.params <= 0.5
     assert json.loads((done.folder / "summary.json").read_text()) == done.to_dict()

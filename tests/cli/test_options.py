@@ -15,7 +15,7 @@ from dprp.converter import FinetuneConfig, OptimizerKind, OptionError, RankPenal
 from dprp.converter.chain.conversion import BASE_FORMS, ConversionConfig
 from dprp.converter.cli import verbs
 from dprp.converter.cli.fields import option_fields
-from dprp.converter.cli.options import data, ranks, training
+from dprp.converter.cli.options import data, integers, ranks, training
 from dprp.converter.cli.recipes import written
 from dprp.export import Ranges, Target
 from dprp.models import DIGITS_WEIGHTS, Mix
@@ -66,8 +66,8 @@ def test_options_need_no_torch() -> None:
         (training.OptimizerName, [kind.value for kind in OptimizerKind]),
         (data.Mixing, [kind.value for kind in Mix]),
         (data.Augmentation, [kind.value for kind in Augment]),
-        (verbs.CpuTarget, [target.value for target in Target]),
-        (verbs.RangesName, [way.value for way in Ranges]),
+        (integers.CpuTarget, [target.value for target in Target]),
+        (integers.RangesName, [way.value for way in Ranges]),
     ],
 )
 def test_choices_are_those_that_there_are(names: Any, known: list[str]) -> None:

@@ -84,6 +84,17 @@ def test_a_wrong_weight_in_the_middle_of_resnet18_is_named(tmp_path: Path) -> No
     assert first.layer == "layer2.1.conv2"
 
 
+def test_a_layer_may_be_scaled_by_channel(mixed: tuple[nn.Module, Path]) -> None:
+    model, file = mixed
+    plant(file, "conv.0.weight", 4.0)
+    plant(file, "conv.0.bias", 4.0)
+    x = torch.randn(3, 3, 8, 8)
+    assert first_difference(layer_differences(model, file, x), 1e-3).layer == "conv.0"  # type: ignore[union-attr]
+    first = first_difference(layer_differences(model, file, x, scaled={"conv.0": 1}), 1e-3)
+    assert first is not None
+    assert first.layer == "conv.2"  # which reads what was scaled
+
+
 def test_a_file_without_names_of_layers_is_compared_by_nothing(mixed: tuple[nn.Module, Path]) -> None:
     model, file = mixed
     document = onnx.load(file)
