@@ -48,7 +48,7 @@ def layer_differences(
         model: the exported model, of plain layers; it runs in a copy, in evaluation mode, on the CPU.
         path: a file of `to_onnx`, or what was made of one by quantisation: its nodes carry their layer's name.
         batch: what the model takes.
-        scaled: layers whose outputs the file may have scaled, and the axis of their channels, each of which is compared
+        scaled: layers whose outputs the file may have scaled, and the axis of their channels; each channel counts
             but for a factor.
 
     Returns:
