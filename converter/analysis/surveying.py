@@ -20,7 +20,7 @@ from ..lowrank.shapes import LayerShape, shape_of
 from ..tables import table
 from .inputs import Example, as_samples
 from .obstacles import obstacle_of, refuse, too_small
-from .opening import opened
+from .opening import layers_inside, opened
 from .probe import COUNTED, Call, probe
 
 OUTSIDE = "(outside of layers)"
@@ -163,7 +163,7 @@ def survey(model: nn.Module, example: Example) -> Survey:
     """
     refuse(model)
     samples = as_samples(example)
-    model = opened(model)
+    model = opened(model, layers_inside(model, samples))
     names: defaultdict[nn.Module, list[str]] = defaultdict(list)
     for name, module in model.named_modules(remove_duplicate=False):
         names[module].append(name)

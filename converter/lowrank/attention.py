@@ -3,7 +3,8 @@
     y = out_proj( softmax( q k^T / sqrt(d) + mask ) v ),  q = q_proj(query), k = k_proj(key), v = v_proj(value)
 
 by heads of d channels. `nn.MultiheadAttention` holds the same weights, q's, k's and v's in one tensor where the three
-have equal inputs, and reads them without calling a layer.
+have equal inputs, and reads them without calling a layer. Where query, key and value are one tensor, one layer gives
+all three: its first factor is shared then, which at equal cost moves the answers less (docs/RESULTS.md).
 """
 
 from __future__ import annotations
@@ -34,6 +35,14 @@ class OpenAttention(nn.Module):
         self.num_heads, self.head_dim = attention.num_heads, attention.head_dim
         self.dropout, self.batch_first = attention.dropout, attention.batch_first
         self.add_zero_attn = attention.add_zero_attn
+        self._open(attention, own=own)
+        self.out_proj = _dense(attention.out_proj.weight, attention.out_proj.bias, own=own)
+        self.bias_k, self.bias_v = (
+            None if value is None else _parameter(value, own=own) for value in (attention.bias_k, attention.bias_v)
+        )
+        self.train(attention.training)
+
+    def _open(self, attention: nn.MultiheadAttention, *, own: bool) -> None:
         weights: tuple[Tensor, ...]
         if attention.in_proj_weight is None:
             weights = (attention.q_proj_weight, attention.k_proj_weight, attention.v_proj_weight)
@@ -44,11 +53,9 @@ class OpenAttention(nn.Module):
         self.q_proj, self.k_proj, self.v_proj = (
             _dense(weight, bias, own=own) for weight, bias in zip(weights, biases, strict=True)
         )
-        self.out_proj = _dense(attention.out_proj.weight, attention.out_proj.bias, own=own)
-        self.bias_k, self.bias_v = (
-            None if value is None else _parameter(value, own=own) for value in (attention.bias_k, attention.bias_v)
-        )
-        self.train(attention.training)
+
+    def _projected(self, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, ...]:
+        return self.q_proj(query), self.k_proj(key), self.v_proj(value)
 
     def forward(
         self,
@@ -67,18 +74,18 @@ class OpenAttention(nn.Module):
         one = query.dim() == 2
         batch = 0 if one or self.batch_first else 1
 
-        def projected(layer: nn.Module, given: Tensor, extra: Tensor | None) -> Tensor:
-            made: Tensor = layer(given)
+        def by_heads(made: Tensor, extra: Tensor | None, *, padded: bool = True) -> Tensor:
             made = made.unsqueeze(0) if one else made.transpose(0, batch)
             if extra is not None:
                 made = torch.cat([made, extra.expand(len(made), 1, -1)], 1)
             heads = made.reshape(*made.shape[:2], self.num_heads, self.head_dim).transpose(1, 2)
-            if self.add_zero_attn and layer is not self.q_proj:
+            if self.add_zero_attn and padded:
                 heads = F.pad(heads, (0, 0, 0, 1))
             return heads
 
-        q = projected(self.q_proj, query, None)
-        k, v = projected(self.k_proj, key, self.bias_k), projected(self.v_proj, value, self.bias_v)
+        made = self._projected(query, key, value)
+        q = by_heads(made[0], None, padded=False)
+        k, v = by_heads(made[1], self.bias_k), by_heads(made[2], self.bias_v)
         added = k.shape[-2] - key.shape[0 if one else 1 - batch]
         mask = _mask(attn_mask, key_padding_mask, q, added)
         answer, weights = _attended(q, k, v, mask, self.dropout if self.training else 0.0, weighed=need_weights)
@@ -88,6 +95,20 @@ class OpenAttention(nn.Module):
             weights = weights.mean(1) if average_attn_weights else weights
             weights = weights.squeeze(0) if one else weights
         return joined, weights
+
+
+class PackedAttention(OpenAttention):
+    """Self-attention with in_proj as one dense layer for q, k and v: query, key and value are one tensor."""
+
+    def _open(self, attention: nn.MultiheadAttention, *, own: bool) -> None:
+        assert attention.in_proj_weight is not None
+        self.in_proj = _dense(attention.in_proj_weight, attention.in_proj_bias, own=own)
+
+    def _projected(self, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, ...]:
+        if query is key and key is value:
+            return self.in_proj(query).chunk(3, -1)  # type: ignore[no-any-return]
+        # Right, though wasteful: the survey opens attention so only where it was called on one tensor.
+        return tuple(self.in_proj(given).chunk(3, -1)[place] for place, given in enumerate((query, key, value)))
 
 
 def _attended(

@@ -36,8 +36,9 @@ from dprp.converter import (
     polish,
     survey,
 )
-from dprp.converter.analysis.opening import opened
-from dprp.converter.lowrank.attention import OpenAttention
+from dprp.converter.analysis.inputs import as_samples
+from dprp.converter.analysis.opening import layers_inside, opened
+from dprp.converter.lowrank.attention import OpenAttention, PackedAttention
 from dprp.converter.lowrank.window_attention import OpenWindowAttention
 from dprp.export import to_onnx
 
@@ -87,6 +88,7 @@ def test_it_computes_the_same(packed: bool, one: bool, batch_first: bool, extra:
     inner = {} if packed else {"kdim": 20, "vdim": 16}
     closed = nn.MultiheadAttention(24, 4, batch_first=batch_first, **inner, **extra).eval()
     open_ = OpenAttention(closed)
+    one_layer = PackedAttention(closed) if packed else open_
     batch, length, source = 1 if one else 3, 5, 7
 
     def given(count: int, width: int) -> Tensor:
@@ -106,13 +108,47 @@ def test_it_computes_the_same(packed: bool, one: bool, batch_first: bool, extra:
             theirs = closed(*inputs, average_attn_weights=average, **how)
             ours = open_(*inputs, average_attn_weights=average, **how)
             torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+            torch.testing.assert_close(one_layer(*inputs, average_attn_weights=average, **how), ours)
+    if packed:
+        x = inputs[0]
+        torch.testing.assert_close(one_layer(x, x, x), closed(x, x, x), rtol=1e-5, atol=1e-5)
+
+
+class Decoder(nn.Module):
+    """Attention to itself, and to something else."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.TransformerDecoderLayer(32, 4, 64, dropout=0.0, batch_first=True)
+
+    def forward(self, x: Tensor, memory: Tensor) -> Tensor:
+        return self.layer(x, memory)
+
+
+def test_one_layer_gives_q_k_and_v_where_they_are_of_one_tensor() -> None:
+    torch.manual_seed(0)
+    model, inputs = Decoder().eval(), (torch.randn(8, 5, 32), torch.randn(8, 7, 32))
+    names = layers_inside(model, as_samples(inputs))
+    assert [name for name in names if "self_attn" in name] == ["layer.self_attn.in_proj"]
+    assert sum("multihead_attn" in name for name in names) == 3
+    layers = survey(model, inputs)
+    counter = FlopCounterMode(display=False)
+    torch.backends.mha.set_fastpath_enabled(False)
+    with counter, torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
+        model(*(part[:1] for part in inputs))
+    torch.backends.mha.set_fastpath_enabled(True)
+    assert layers.macs * 2 == counter.get_total_flops()
+    full = convert(model, plan_ranks(layers, RankRatio(1.0)))
+    torch.testing.assert_close(full(*inputs), model(*inputs), rtol=1e-4, atol=1e-5)
+    assert {"layer.self_attn.in_proj", "layer.multihead_attn.k_proj"} <= set(plan_of(full).factored)
 
 
 def test_the_survey_counts_what_runs(transformer: nn.Module, images: Tensor) -> None:
     layers = survey(transformer, images[:1])
     assert isinstance(transformer.encoder.layers[0].self_attn, nn.MultiheadAttention)  # type: ignore[union-attr]
     found = {layer.name: layer for layer in layers}
-    assert found["encoder.layers.0.self_attn.v_proj"].reason is None
+    assert found["encoder.layers.0.self_attn.in_proj"].reason is None
+    assert found["encoder.layers.0.self_attn.in_proj"].macs == 3 * 32 * 32 * 16
     assert found["(outside of layers)"].macs == 2 * 2 * 16 * 16 * 32  # two layers, two products, 16 patches
     assert found["(outside of layers)"].reason == "no layer makes them"
     counter = FlopCounterMode(display=False)
@@ -125,26 +161,28 @@ def test_the_survey_counts_what_runs(transformer: nn.Module, images: Tensor) -> 
 
 
 def test_opening_shares_the_weights_and_only_where_it_is_asked(transformer: nn.Module, images: Tensor) -> None:
-    twin = opened(transformer)
+    everything = layers_inside(transformer, images)
+    twin = opened(transformer, everything)
     theirs = transformer.encoder.layers[0].self_attn.in_proj_weight  # type: ignore[union-attr]
-    ours = twin.encoder.layers[0].self_attn.q_proj.weight  # type: ignore[union-attr]
+    ours = twin.encoder.layers[0].self_attn.in_proj.weight  # type: ignore[union-attr]
     assert ours.data_ptr() == theirs.data_ptr()  # type: ignore[operator, union-attr]
-    assert opened(twin) is twin
+    assert opened(twin, everything) is twin
     assert opened(transformer, ["head", "encoder.layers.0.self_attn.out_proj"]) is transformer
     half = opened(transformer, ["encoder.layers.1.self_attn.k_proj"])
     kinds = [type(layer.self_attn) for layer in half.encoder.layers]  # type: ignore[union-attr]
-    assert kinds == [nn.MultiheadAttention, OpenAttention]
+    assert kinds == [nn.MultiheadAttention, OpenAttention]  # as plans made before there was one layer for all
+    torch.testing.assert_close(half(images), transformer(images))
     torch.testing.assert_close(twin(images), transformer(images))
     transformer.encoder.layers[0].self_attn.out_proj.register_forward_hook(lambda *_: None)  # type: ignore[union-attr, operator]
-    kinds = [type(layer.self_attn) for layer in opened(transformer).encoder.layers]  # type: ignore[union-attr]
-    assert kinds == [nn.MultiheadAttention, OpenAttention]  # a hook is not lost
+    kinds = [type(layer.self_attn) for layer in opened(transformer, everything).encoder.layers]  # type: ignore[union-attr]
+    assert kinds == [nn.MultiheadAttention, PackedAttention]  # a hook is not lost
 
 
 @pytest.mark.parametrize("inplace", [True, False])
 def test_full_rank_is_the_same_function(transformer: nn.Module, images: Tensor, inplace: bool) -> None:
     expected = transformer(images)
     plan = plan_ranks(survey(transformer, images[:1]), RankRatio(1.0))
-    assert "encoder.layers.0.self_attn.q_proj" in plan.factored
+    assert "encoder.layers.0.self_attn.in_proj" in plan.factored
     new = convert(transformer, plan, inplace=inplace)
     assert (new is transformer) == inplace
     torch.testing.assert_close(new(images), expected, rtol=1e-4, atol=1e-5)

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from dprp.converter import Form, RankRatio, calibrate, foretell, plan_ranks, survey
 from dprp.converter.analysis.layout import laid_out
-from dprp.converter.analysis.opening import opened
+from dprp.converter.analysis.opening import layers_inside, opened
 from dprp.converter.conversion import sequential
 from dprp.converter.lowrank import LowRank
 from dprp.models import Augment, build, info, load_data, load_weights, loader, preprocess_for
@@ -47,7 +47,7 @@ class Foretold:
 
 def foretold(model: nn.Module, images: Tensor, held_out: Tensor, ratio: float = 0.5) -> list[Foretold]:
     """Every layer in every form at a part of its full rank, fitted on images and measured on others."""
-    model = opened(model.eval())
+    model = opened(model.eval(), layers_inside(model.eval(), images[:1]))
     layers = survey(model, images[:1])
     calibration = calibrate(model, layers, images)
     losses = foretell(model, layers, calibration)

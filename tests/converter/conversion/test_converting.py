@@ -205,7 +205,7 @@ def test_a_transformer_is_fitted_on_images() -> None:
     layers = survey(model, images)
     calibration = calibrate(model, layers, images)
     plan = plan_ranks(layers, RankRatio(0.3), energies=calibration.energies)
-    projections = {f"1.self_attn.{name}" for name in ("q_proj", "k_proj", "v_proj", "out_proj")}
+    projections = {f"1.self_attn.{name}" for name in ("in_proj", "out_proj")}
     assert set(plan.factored) == {"1.linear1", "1.linear2", *projections}
     with torch.no_grad():
         lost = [
