@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from .errors import BenchmarkError, DataError, ExportError, ModelFileError, VerificationError
     from .exporter import to_onnx
     from .float_nodes import Search, nodes_by_error, quantize_within
+    from .half import is_half
     from .latency_table import LatencyTable
     from .layerwise import LayerDifference, first_difference, layer_differences
     from .modelfile import read_metadata
@@ -49,6 +50,7 @@ __all__ = [
     "benchmark",
     "evaluate_onnx",
     "first_difference",
+    "is_half",
     "is_quantized",
     "layer_differences",
     "network_ms",
@@ -72,6 +74,7 @@ _HOMES = {
     "errors": ("BenchmarkError", "DataError", "ExportError", "ModelFileError", "VerificationError"),
     "exporter": ("to_onnx",),
     "float_nodes": ("Search", "nodes_by_error", "quantize_within"),
+    "half": ("is_half",),
     "latency_table": ("LatencyTable",),
     "layerwise": ("LayerDifference", "first_difference", "layer_differences"),
     "modelfile": ("read_metadata",),

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from ..files import check_output, written_whole
 from .calls import Flat, Inputs, flattened
 from .errors import ExportError, ModelFileError, VerificationError, first_line
+from .half import halved
 from .node_names import name_nodes
 from .session import open_session
 from .slim import strip_notes
@@ -23,6 +24,8 @@ from .verification import Verification, compare, reference_copy
 
 # Besides the traced size, 2: one image, which is what most devices run, and an odd number.
 _VERIFIED_BATCHES = (1, 2, 5)
+
+_TOLERANCE, _TOLERANCE_OF_HALF = 1e-4, 1e-2
 
 
 def to_onnx(
@@ -32,7 +35,8 @@ def to_onnx(
     *,
     metadata: Mapping[str, str] | None = None,
     opset: int | None = None,
-    tolerance: float = 1e-4,
+    tolerance: float | None = None,
+    half: bool = False,
     force: bool = False,
 ) -> Verification:
     """Export a model to one ONNX file with a dynamic batch size, and keep it only if it computes the same.
@@ -47,7 +51,9 @@ def to_onnx(
         path: file to write; its folder must exist.
         metadata: strings to store in the file, read back by `read_metadata`.
         opset: ONNX operator set; None takes torch's default.
-        tolerance: largest accepted difference relative to the output's scale, >= 0.
+        tolerance: largest accepted difference relative to the output's scale, >= 0; None takes 1e-4, and 1e-2 of
+            float16.
+        half: whether weights and arithmetic are float16, for GPUs and NPUs; inputs and outputs stay float32.
         force: whether to replace an existing file.
 
     Returns:
@@ -67,6 +73,9 @@ def to_onnx(
     proto = _trace(reference, flat, opset)
     name_nodes(proto)
     strip_notes(proto)
+    if half:
+        proto = halved(proto)
+    tolerance = (_TOLERANCE_OF_HALF if half else _TOLERANCE) if tolerance is None else tolerance
     _add_metadata(proto, metadata or {})
     _check_graph(proto, type(model).__name__)
 

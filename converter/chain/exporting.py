@@ -19,7 +19,8 @@ def export_network(
     path: Path,
     example: Tensor,
     *,
-    tolerance: float = 1e-4,
+    tolerance: float | None = None,
+    half: bool = False,
     force: bool = False,
     device: torch.device | None = None,
     equalise_on: Tensor | None = None,
@@ -30,7 +31,7 @@ def export_network(
         network: dense or low-rank.
         path: the `.onnx` file.
         example: (N, C, H, W) inputs like those to come.
-        tolerance: as for `export`.
+        tolerance, half: as for `to_onnx`.
         force: write over an existing file.
         device: where to fuse.
         equalise_on: images on which the channels between two factors get equal ranges; None leaves them.
@@ -41,7 +42,7 @@ def export_network(
     plain = plain_network(network, example, device=device, equalise_on=equalise_on)
     plan = plan_of(network.model) if network.compressed else None
     about = onnx_metadata(network.source, plan, equalised=equalise_on is not None)
-    return to_onnx(plain, example, path, metadata=about, tolerance=tolerance, force=force)
+    return to_onnx(plain, example, path, metadata=about, tolerance=tolerance, half=half, force=force)
 
 
 def plain_network(

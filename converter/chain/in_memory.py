@@ -115,12 +115,14 @@ class Compressed:
                 with written_whole(work / name, force=False, error=OptionError) as file:
                     file.write_text(text + "\n", encoding="utf-8")
 
-    def to_onnx(self, path: str | Path, *, tolerance: float = 1e-4, force: bool = False) -> Verification:
+    def to_onnx(
+        self, path: str | Path, *, tolerance: float | None = None, half: bool = False, force: bool = False
+    ) -> Verification:
         """Fuses the factors and writes one ONNX file, if that computes the same as torch.
 
         Args:
             path: ends in .onnx.
-            tolerance: largest accepted difference, relative to the output's scale.
+            tolerance, half: as for `dprp.export.to_onnx`.
             force: write over an existing file.
 
         Raises:
@@ -128,7 +130,7 @@ class Compressed:
         """
         target = check_onnx_target(path, inputs=(), force=force)
         network = Network(self.model, _source(self.example), compressed=True)
-        return export_network(network, target, self.example, tolerance=tolerance, force=force)
+        return export_network(network, target, self.example, tolerance=tolerance, half=half, force=force)
 
 
 def compress(

@@ -48,6 +48,6 @@ def export(asked: ExportOptions) -> Exported:
     network.classes()
     example = network.example(4)
     verification = export_network(
-        network, target, example, tolerance=asked.tolerance, force=asked.force, device=where
+        network, target, example, tolerance=asked.tolerance, half=asked.half, force=asked.force, device=where
     )
     return Exported(verification, target.stat().st_size, target)

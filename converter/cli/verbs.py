@@ -136,10 +136,12 @@ class ExportOptions(FileOptions, OutputOptions, MachineOptions):
     """Fuse into plain layers and write one ONNX file, compared with torch before it is kept.
 
     Attributes:
-        tolerance: Largest accepted difference from torch, relative to the output's scale.
+        tolerance: Largest accepted difference from torch, relative to the output's scale; by default 0.0001, or 0.01.
+        half: Weights and arithmetic in float16, for GPUs and NPUs; inputs and outputs stay float32.
     """
 
-    tolerance: Annotated[float, Option(min=0.0)] = 1e-4
+    tolerance: Annotated[float | None, Option(min=0.0)] = None
+    half: Annotated[bool, Option("--half")] = False
 
 
 @command
@@ -170,8 +172,8 @@ class VerifyOptions(FileOptions, MachineOptions, DownloadOptions, QuietOptions):
     Attributes:
         file: The ONNX file.
         data: Real images instead of noise, which files of 8 bits need: as for `evaluate`.
-        tolerance: Largest accepted difference of outputs, relative to their scale; by default 0.0001, or 0.25.
-        layer_tolerance: Largest accepted difference of a layer, relative to its norm; by default 0.001, or 0.5.
+        tolerance: Largest accepted difference of outputs, relative to their scale; by default by the file's type.
+        layer_tolerance: Largest accepted difference of a layer, relative to its norm; by default by the file's type.
     """
 
     file: Annotated[Path, Argument(metavar="FILE.onnx")]

@@ -9,7 +9,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ...export import LayerDifference, Verification, first_difference, is_quantized, layer_differences, read_metadata
+from ...export import (
+    LayerDifference,
+    Verification,
+    first_difference,
+    is_half,
+    is_quantized,
+    layer_differences,
+    read_metadata,
+)
 from ...export import verify as verify_file
 from ..chain.data import Batches, open_data
 from ..chain.device import pick_device
@@ -21,8 +29,8 @@ from ..lowrank.plain import FusedPair
 from .asked import asked_network
 from .verbs import VerifyOptions
 
-_TOLERANCES, _QUANTIZED = (1e-4, 1e-3), (0.25, 0.5)
-"""Of outputs and of layers; and those of files of 8 bits, whose roundings add up from layer to layer."""
+_TOLERANCES, _HALF, _QUANTIZED = (1e-4, 1e-3), (1e-2, 2e-2), (0.25, 0.5)
+"""Of outputs and of layers; those of float16; and those of 8 bits, whose roundings add up from layer to layer."""
 
 _BATCHES = [8, 1, 2, 5]
 """Images in each; layers are compared on the first."""
@@ -87,7 +95,7 @@ def verify(asked: VerifyOptions) -> Verified:
     network = asked_network(asked, seed=asked.seed, trust=asked.trust)
     plain = plain_network(network, network.example(4), device=where)
     batches = list(_batches(asked, network))
-    usual = _QUANTIZED if quantised else _TOLERANCES
+    usual = _QUANTIZED if quantised else _HALF if is_half(asked.file) else _TOLERANCES
     tolerance = usual[0] if asked.tolerance is None else asked.tolerance
     inner = usual[1] if asked.layer_tolerance is None else asked.layer_tolerance
     outputs = verify_file(plain, asked.file, batches, tolerance=tolerance)

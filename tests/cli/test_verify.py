@@ -35,6 +35,13 @@ def test_a_file_agrees_until_a_weight_in_it_is_wrong(dprp: Any, small: Path, tmp
     assert dprp("verify", small, file, "--tolerance", 10, "--layer-tolerance", 10).code == 0
 
 
+def test_float16_has_tolerances_of_its_own(dprp: Any, small: Path, tmp_path: Path) -> None:
+    file = tmp_path / "half.onnx"
+    assert dprp("export", small, "--half", "-o", file).code == 0
+    assert dprp("verify", small, file).code == 0
+    assert dprp("verify", small, file, "--tolerance", 1e-6).code == 1
+
+
 def test_dense_files_are_verified_too(dprp: Any, small: Path, tmp_path: Path) -> None:
     file = tmp_path / "dense.onnx"
     dense = ("digits_cnn", "--checkpoint", DIGITS_WEIGHTS)

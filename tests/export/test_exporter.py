@@ -259,3 +259,18 @@ def test_a_type_that_onnx_runtime_cannot_run_is_said_under_the_files_own_name(tm
     with pytest.raises(ModelFileError, match=r"half\.onnx: ONNX Runtime .* cannot load it"):
         to_onnx(nn.Linear(12, 2).bfloat16(), IMAGES.bfloat16(), tmp_path / "half.onnx")
     assert not list(tmp_path.iterdir())
+
+
+def test_float16_is_half_as_large_and_has_its_own_tolerance(net: nn.Module, file: Path, tmp_path: Path) -> None:
+    half = tmp_path / "half.onnx"
+    result = to_onnx(net, IMAGES, half, half=True, metadata={"a": "b"})
+    assert result.tolerance == 1e-2
+    assert 1e-6 < result.max_rel < 1e-2
+    assert half.stat().st_size < 0.7 * file.stat().st_size
+    graph = onnx.load(half).graph
+    kinds = {entry.data_type for entry in graph.initializer if "weight" in entry.name}
+    assert kinds == {onnx.TensorProto.FLOAT16}
+    assert {entry.type.tensor_type.elem_type for entry in (*graph.input, *graph.output)} == {onnx.TensorProto.FLOAT}
+    assert read_metadata(half) == {"a": "b"}
+    with pytest.raises(VerificationError, match="not written, outputs differ from torch"):
+        to_onnx(net, IMAGES, tmp_path / "strict.onnx", half=True, tolerance=1e-7)
