@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ..files import check_output, written_whole
 from .calls import Flat, Inputs, flattened
 from .errors import ExportError, ModelFileError, VerificationError, first_line
-from .half import halved
+from .half import halved, holds_half
 from .node_names import name_nodes
 from .session import open_session
 from .slim import strip_notes
@@ -75,7 +75,8 @@ def to_onnx(
     strip_notes(proto)
     if half:
         proto = halved(proto)
-    tolerance = (_TOLERANCE_OF_HALF if half else _TOLERANCE) if tolerance is None else tolerance
+    if tolerance is None:
+        tolerance = _TOLERANCE_OF_HALF if holds_half(proto) else _TOLERANCE
     _add_metadata(proto, metadata or {})
     _check_graph(proto, type(model).__name__)
 

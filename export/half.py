@@ -18,7 +18,12 @@ def is_half(path: str | Path) -> bool:
     Raises:
         ModelFileError: no such file, or not ONNX.
     """
-    return any(weight.data_type == onnx.TensorProto.FLOAT16 for weight in load_model(path).graph.initializer)
+    return holds_half(load_model(path))
+
+
+def holds_half(model: onnx.ModelProto) -> bool:
+    """Whether a graph has weights in float16."""
+    return any(weight.data_type == onnx.TensorProto.FLOAT16 for weight in model.graph.initializer)
 
 
 def halved(model: onnx.ModelProto) -> onnx.ModelProto:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import logging
 import re
 from collections.abc import Callable
@@ -274,3 +275,7 @@ def test_float16_is_half_as_large_and_has_its_own_tolerance(net: nn.Module, file
     assert read_metadata(half) == {"a": "b"}
     with pytest.raises(VerificationError, match="not written, outputs differ from torch"):
         to_onnx(net, IMAGES, tmp_path / "strict.onnx", half=True, tolerance=1e-7)
+
+
+def test_a_model_in_float16_is_compared_as_one(net: nn.Module, tmp_path: Path) -> None:
+    assert to_onnx(copy.deepcopy(net).half(), IMAGES.half(), tmp_path / "half.onnx").tolerance == 1e-2
