@@ -159,6 +159,7 @@ def quantize(
                     calibrate_method=_METHODS[ranges],
                     extra_options={"WeightSymmetric": True, "ActivationSymmetric": False},
                 )
+            islands = _islands(made, recipe, floats)
         except DataError:
             raise
         except Exception as error:  # ONNX Runtime's tools raise whatever their parts raise
@@ -167,7 +168,7 @@ def quantize(
                 f"Keep the layer in float32, or use the float32 file."
             ) from error
         quantised = onnx.load(str(made))
-        found = Quantization(recipe, ranges, reader.images, len(names), tuple(floats), _islands(made, recipe, floats))
+        found = Quantization(recipe, ranges, reader.images, len(names), tuple(floats), islands)
     _describe(quantised, model, found)
     with written_whole(destination, force=force, error=ModelFileError) as scratch:
         scratch.write_bytes(quantised.SerializeToString())
