@@ -17,6 +17,9 @@ from dprp.converter.lowrank.shapes import Plain, shape_of
 
 from ..lowrank.geometries import called, layers
 
+# torch says that an uneven "same" may copy the input; that is what the case is for.
+pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths:UserWarning")
+
 
 def ranges(pair: FusedPair, x: Tensor) -> Tensor:
     between = pair[0](x)
