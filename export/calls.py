@@ -44,6 +44,8 @@ class Flat:
         self._name = type(model).__name__
         self._forward = model.forward
         self._args, self._kwargs = _arguments(example)
+        if _lists(self._args) or _lists(self._kwargs):
+            raise ExportError("example: a list of tensors has no batch axis. Give one tensor (N, ...) instead.")
         found = {**_named(self._args, "input"), **_named(self._kwargs, "")}
         self.tensors = tuple(tensor.detach().cpu() for tensor in found.values())
         self.input_names = ["input"] if list(found) == ["input_0"] else list(found)
@@ -117,12 +119,18 @@ def _arguments(example: Inputs) -> tuple[tuple[Any, ...], dict[str, Any]]:
     )
 
 
+def _lists(value: Any) -> bool:
+    """Whether there is a list of tensors somewhere."""
+    if isinstance(value, list):
+        return bool(_named(value, ""))
+    parts = value.values() if isinstance(value, Mapping) else value if isinstance(value, tuple) else ()
+    return any(_lists(part) for part in parts)
+
+
 def _named(value: Any, name: str) -> dict[str, Tensor]:
     """Tensors by where they are: keys, fields, or places after the name of what holds them."""
     if isinstance(value, Tensor):
         return {name: value}
-    if isinstance(value, list) and any(isinstance(part, Tensor) for part in value) and name.startswith("input"):
-        raise ExportError("example: a list of tensors has no batch axis. Give one tensor (N, ...) instead.")
     parts: list[tuple[str, Any]] = []
     if isinstance(value, Mapping):
         parts = [(str(key), part) for key, part in value.items()]

@@ -244,6 +244,11 @@ class FixedBatch(nn.Module):
             ([IMAGES],),
             r"example: a list of tensors has no batch axis. Give one tensor",
         ),
+        (
+            nn.ReLU(),
+            {"input": [IMAGES]},
+            r"example: a list of tensors has no batch axis. Give one tensor",
+        ),
         (FixedBatch(), IMAGES[:2], "FixedBatch: .*(cannot export it|forward fails)"),
         (nn.Conv2d(5, 1, 3), IMAGES, r"Conv2d: forward fails on inputs of shape \(2, 3, 12, 12\)"),
         (nn.ReLU(), IMAGES[:0], "has no image in dimension 0"),
