@@ -41,11 +41,16 @@ def printable(value: object, name: str) -> str:
     Raises:
         ValueError: it is something else.
     """
-    if not isinstance(value, str) or len(value) > _LONGEST_TEXT or not value.isprintable():
+    if not isinstance(value, str) or not is_printable(value):
         raise ValueError(
             f"{name} is {_shown(value)}; at most {_LONGEST_TEXT:,} printable characters on one line belong there"
         )
     return value
+
+
+def is_printable(text: str) -> bool:
+    """Whether a text is printable and of a sane length."""
+    return len(text) <= _LONGEST_TEXT and text.isprintable()
 
 
 def sequence(value: object, name: str, most: int) -> Sequence[object]:

@@ -65,12 +65,14 @@ class ArrayData:
         train_arrays: the training split.
         test_arrays: the test split, of the same image shape.
         default_augment: for training, where the user says nothing.
+        class_names: in the order of the labels; empty where there are none.
     """
 
     spec: str
     train_arrays: Arrays
     test_arrays: Arrays
     default_augment: Augment
+    class_names: tuple[str, ...] = ()
 
     @property
     def classes(self) -> int:

@@ -25,6 +25,10 @@ class ImageData(Protocol):
         """Highest label of both splits plus one, or the number of class folders."""
 
     @property
+    def class_names(self) -> tuple[str, ...]:
+        """Names of the labels in their order, or none where the data has none."""
+
+    @property
     def image_shape(self) -> tuple[int, int, int] | None:
         """(channels, height, width), or None where images of any size are scaled to fit."""
 
@@ -44,9 +48,9 @@ def load_data(spec: str, *, download: bool = False) -> ImageData:
 
     Args:
         spec: `digits` (scikit-learn's, bundled with it); `npz:FILE` with uint8 `x_train` and `x_test` of
-            (n, height, width[, channels]) and integer `y_train` and `y_test`; `folder:DIR` with
-            train/CLASS/IMAGE and val/ or test/CLASS/IMAGE; `cifar10:ROOT`, `cifar100:ROOT`, `mnist:ROOT`,
-            `fashionmnist:ROOT` or `svhn:ROOT`, where ROOT is the folder that torchvision keeps it in.
+            (n, height, width[, channels]) and integer `y_train` and `y_test`, perhaps with texts `class_names`;
+            `folder:DIR` with train/CLASS/IMAGE and val/ or test/CLASS/IMAGE; `cifar10:ROOT`, `cifar100:ROOT`,
+            `mnist:ROOT`, `fashionmnist:ROOT` or `svhn:ROOT`, where ROOT is the folder that torchvision keeps it in.
         download: let torchvision fetch its data set; nothing is ever downloaded otherwise.
 
     Returns:

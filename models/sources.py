@@ -15,6 +15,7 @@ from .errors import DataError
 
 NPZ_NAMES = ("x_train", "y_train", "x_test", "y_test")
 TORCHVISION_SETS = ("cifar10", "cifar100", "mnist", "fashionmnist", "svhn")
+_NAMES = "class_names"
 _DIGITS_TEST_PER_CLASS = 50
 
 _Array = npt.NDArray[np.generic]
@@ -45,7 +46,7 @@ def read_digits() -> ArrayData:
     is_test[np.concatenate(tests)] = True
     train = to_arrays("digits", "train", images[~is_test], labels[~is_test])
     test = to_arrays("digits", "test", images[is_test], labels[is_test])
-    return ArrayData("digits", train, test, Augment.CROP)
+    return ArrayData("digits", train, test, Augment.CROP, tuple("0123456789"))
 
 
 def read_npz(spec: str, path: Path) -> ArrayData:
@@ -53,7 +54,8 @@ def read_npz(spec: str, path: Path) -> ArrayData:
 
     Args:
         spec: as the user wrote it, for messages.
-        path: the file; x is uint8 (n, height, width) or (n, height, width, channels), y integers (n,).
+        path: the file; x is uint8 (n, height, width) or (n, height, width, channels), y integers (n,); it may have
+            `class_names`, texts (classes,), as well.
 
     Returns:
         The two splits.
@@ -75,7 +77,7 @@ def read_npz(spec: str, path: Path) -> ArrayData:
                     f"{spec}: has no {', '.join(missing)} (it has {have}); "
                     f"save {', '.join(NPZ_NAMES)} with numpy.savez."
                 )
-            found = {name: archive[name] for name in NPZ_NAMES}
+            found = {name: archive[name] for name in (*NPZ_NAMES, _NAMES) if name in archive.files}
     except DataError:
         raise
     except MemoryError as error:
@@ -93,7 +95,15 @@ def read_npz(spec: str, path: Path) -> ArrayData:
             f"{spec}: x_train is {found['x_train'].shape} and x_test {found['x_test'].shape}; images of both "
             f"must have the same height, width and channels."
         )
-    return ArrayData(spec, train, test, Augment.CROP_FLIP)
+    return ArrayData(spec, train, test, Augment.CROP_FLIP, _texts(spec, found.get(_NAMES)))
+
+
+def _texts(spec: str, names: _Array | None) -> tuple[str, ...]:
+    if names is None:
+        return ()
+    if names.ndim != 1 or names.dtype.kind != "U":
+        raise DataError(f"{spec}: {_NAMES} is {names.dtype} {names.shape}; it must be texts, one a class.")
+    return tuple(map(str, names))
 
 
 def read_torchvision(spec: str, name: str, root: Path, *, download: bool) -> ArrayData:
@@ -115,7 +125,7 @@ def read_torchvision(spec: str, name: str, root: Path, *, download: bool) -> Arr
         with warnings.catch_warnings():
             # The published CIFAR files are old pickles, about which recent NumPy versions warn.
             warnings.simplefilter("ignore")
-            (x_train, y_train), (x_test, y_test) = (
+            (x_train, y_train, names), (x_test, y_test, _) = (
                 _torchvision_split(name, root, train, download) for train in (True, False)
             )
     except ModuleNotFoundError as error:
@@ -129,14 +139,14 @@ def read_torchvision(spec: str, name: str, root: Path, *, download: bool) -> Arr
     test = to_arrays(spec, "test", x_test, y_test)
     # A mirrored digit is no digit.
     augment = Augment.CROP if name in ("mnist", "svhn") else Augment.CROP_FLIP
-    return ArrayData(spec, train, test, augment)
+    return ArrayData(spec, train, test, augment, names)
 
 
-def _torchvision_split(name: str, root: Path, train: bool, download: bool) -> tuple[_Array, _Array]:
+def _torchvision_split(name: str, root: Path, train: bool, download: bool) -> tuple[_Array, _Array, tuple[str, ...]]:
     sets = torchvision.datasets
     if name == "svhn":
         svhn = sets.SVHN(root, split="train" if train else "test", download=download)
-        return svhn.data.transpose(0, 2, 3, 1), np.asarray(svhn.labels)
+        return svhn.data.transpose(0, 2, 3, 1), np.asarray(svhn.labels), tuple("0123456789")
     kinds = {
         "cifar10": sets.CIFAR10,
         "cifar100": sets.CIFAR100,
@@ -144,7 +154,7 @@ def _torchvision_split(name: str, root: Path, train: bool, download: bool) -> tu
         "fashionmnist": sets.FashionMNIST,
     }
     data = kinds[name](root, train=train, download=download)
-    return np.asarray(data.data), np.asarray(data.targets)
+    return np.asarray(data.data), np.asarray(data.targets), tuple(data.classes)
 
 
 def to_arrays(spec: str, split: str, images: _Array, labels: _Array) -> Arrays:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import secrets
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -116,20 +116,37 @@ class Compressed:
                     file.write_text(text + "\n", encoding="utf-8")
 
     def to_onnx(
-        self, path: str | Path, *, tolerance: float | None = None, half: bool = False, force: bool = False
+        self,
+        path: str | Path,
+        *,
+        tolerance: float | None = None,
+        half: bool = False,
+        mean: Sequence[float] = (),
+        std: Sequence[float] = (),
+        labels: Sequence[str] = (),
+        force: bool = False,
     ) -> Verification:
         """Fuses the factors and writes one ONNX file, if that computes the same as torch.
 
         Args:
             path: ends in .onnx.
             tolerance, half: as for `dprp.export.to_onnx`.
+            mean, std: per channel, by which inputs scaled to 0..1 were normalised; for the file's metadata.
+            labels: names of the outputs in their order; for the file's metadata.
             force: write over an existing file.
 
         Raises:
             ConverterError, ExportError: nothing has been written then.
         """
         target = check_onnx_target(path, inputs=(), force=force)
-        network = Network(self.model, _source(self.example), compressed=True)
+        source = replace(_source(self.example), mean=tuple(mean), std=tuple(std), labels=tuple(labels))
+        try:
+            source = Source.from_json(source.to_json())  # which looks at each value
+        except (TypeError, ValueError) as error:
+            raise OptionError(f"{path}: not written, {error}") from error
+        network = Network(self.model, source, compressed=True)
+        if labels and len(labels) != network.classes():
+            raise OptionError(f"{len(labels)} labels for {network.classes()} outputs; give a name for each")
         return export_network(network, target, self.example, tolerance=tolerance, half=half, force=force)
 
 
@@ -274,5 +291,4 @@ def _batches(images: Tensor) -> Loader:
 
 def _source(images: Tensor) -> Source:
     """Says what the module eats; it is nobody's by name."""
-    channels = images.shape[1]
-    return Source("a module in memory", None, tuple(images.shape[1:]), (0.0,) * channels, (1.0,) * channels)
+    return Source("a module in memory", None, tuple(images.shape[1:]), (), ())

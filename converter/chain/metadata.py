@@ -2,7 +2,9 @@
 
 dprp.model, dprp.classes    how the plain network is called, and its outputs if they are not its own number
 dprp.input                  3x32x32: channels x height x width
-dprp.mean, dprp.std         per channel, of pixels scaled to 0..1, with commas
+dprp.mean, dprp.std         per channel, of pixels scaled to 0..1, with commas; not there if nobody said
+dprp.labels                 JSON of the outputs' names in their order, if somebody said
+dprp.source_sha256          of the file that the dense weights came from
 dprp.budget, dprp.layers    the plan: what was asked for, and JSON of "form:rank" by layer
 dprp.equalised              "yes" where the channels between two factors have equal ranges
 dprp.macs, dprp.params      "20000000 of 41000000": under the plan, and dense
@@ -39,10 +41,14 @@ def onnx_metadata(source: Source, plan: Plan | None, *, equalised: bool = False)
     about = {
         "dprp.model": source.model,
         "dprp.input": "x".join(map(str, source.input_shape)),
-        "dprp.mean": ",".join(map(str, source.mean)),
-        "dprp.std": ",".join(map(str, source.std)),
         "dprp.versions": json.dumps(versions()),
     }
+    if source.mean:
+        about["dprp.mean"], about["dprp.std"] = (",".join(map(str, part)) for part in (source.mean, source.std))
+    if source.labels:
+        about["dprp.labels"] = json.dumps(source.labels, ensure_ascii=False)
+    if source.sha256 is not None:
+        about["dprp.source_sha256"] = source.sha256
     if equalised:
         about[EQUALISED] = "yes"
     if source.classes is not None:

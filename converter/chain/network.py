@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
+from ...files import file_sha256
 from ...models import Preprocess, build, info, load_weights, preprocess_for
 from ..analysis.probe import evaluating
 from ..analysis.surveying import survey
@@ -41,6 +43,14 @@ class Network:
         """Noise as input, (images, C, H, W), always the same, of the type of the weights."""
         noise = torch.randn(images, *self.source.input_shape, generator=torch.Generator().manual_seed(0))
         return noise.to(next((p.dtype for p in self.model.parameters() if p.is_floating_point()), noise.dtype))
+
+    def labelled(self, names: Sequence[str]) -> Network:
+        """The same network, its outputs named.
+
+        Args:
+            names: printable, one an output; none leaves it as it is.
+        """
+        return replace(self, source=replace(self.source, labels=tuple(names))) if names else self
 
     def classes(self) -> int:
         """Outputs, found by running it once.
@@ -135,11 +145,12 @@ def open_network(
     )
     torch.manual_seed(seed)
     network = build(model, classes=classes)
+    came_from = None
     if checkpoint is not None:
         load_weights(network, checkpoint)
-    return Network(
-        network.cpu().eval(), Source(model, classes, eats.input_shape, eats.mean, eats.std), compressed=False
-    )
+        came_from = file_sha256(Path(checkpoint))
+    source = Source(model, classes, eats.input_shape, eats.mean, eats.std, sha256=came_from)
+    return Network(network.cpu().eval(), source, compressed=False)
 
 
 def build_plain(source: Source) -> nn.Module:

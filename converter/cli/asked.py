@@ -7,10 +7,12 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
+from ...models import ImageData
 from ..chain.compressing import CompressConfig
 from ..chain.conversion import ConversionConfig, forms_from, read_plan, sensitivity_from
 from ..chain.device import pick_device
 from ..chain.folder import RECIPE
+from ..chain.labels import labels_of, read_labels
 from ..chain.network import Network, open_network
 from ..chain.runs import run_folder
 from ..errors import OptionError
@@ -18,7 +20,7 @@ from ..planning.plan import Plan
 from ..planning.policies import Energy, FixedRank, Policy, RankRatio, parse_budget
 from ..training.run_folder import RunFolder
 from .console import note
-from .options.network import NetworkOptions
+from .options.network import LabelOptions, NetworkOptions
 from .recipes import written
 from .verbs import CompressOptions, ConvertOptions, FinetuneOptions, PlanOptions
 
@@ -41,6 +43,18 @@ def asked_network(asked: NetworkOptions, *, seed: int, trust: str | None = None,
         dense=dense,
         seed=seed,
     )
+
+
+def with_labels(network: Network, asked: LabelOptions, data: ImageData | None = None) -> Network:
+    """A classifier with its outputs named: as the user says, else as the data says, else as before.
+
+    Raises:
+        OptionError: the file of names cannot be read, or does not fit.
+        ModelError: as for `Network.classes`.
+    """
+    if asked.labels is not None:
+        return network.labelled(read_labels(asked.labels, network.classes()))
+    return network if data is None else network.labelled(labels_of(data, network.classes()))
 
 
 def asked_conversion(asked: ConvertOptions | PlanOptions) -> ConversionConfig:

@@ -22,7 +22,7 @@ from ..chain.targets import write_plan
 from ..errors import OptionError
 from ..planning.policies import parse_budget
 from ..storage.checkpoint import save_compressed
-from .asked import asked_compression, asked_network, asked_run, told_how_to_go_on
+from .asked import asked_compression, asked_network, asked_run, told_how_to_go_on, with_labels
 from .console import note, silent
 from .recipes import written
 from .verbs import CompressOptions
@@ -48,11 +48,12 @@ def compress(asked: CompressOptions, *, made_by: str = "compress", recipe: str |
     output = asked.output
     target = parse_budget(asked.budget)
     config = asked_compression(asked)
-    check_folder(output, inputs=(asked.checkpoint, data_file(asked.data)), force=asked.force)
+    check_folder(output, inputs=(asked.checkpoint, asked.labels, data_file(asked.data)), force=asked.force)
     folder = asked_run("compress", asked) if asked.epochs > 0 else None
     network = asked_network(asked, seed=asked.seed, dense=True)
     classes = network.classes()
     images = open_data(asked.data, classes, download=asked.download)
+    network = with_labels(network, asked, images)
     batches = Batches(images, network.preprocess, asked.batch_size, asked.seed, asked.workers)
     train, test = batches.train(asked.augment, asked.mix, classes), batches.test()
     calibrate_on = batches.calibration(config.images) if config.images else None

@@ -13,7 +13,7 @@ from ..chain.totals import costs, ranks
 from ..chain.verdict import Verdict
 from ..planning.plan import Plan
 from ..storage.checkpoint import save_compressed
-from .asked import asked_conversion, asked_network, asked_ranks
+from .asked import asked_conversion, asked_network, asked_ranks, with_labels
 from .verbs import ConvertOptions
 
 
@@ -56,11 +56,11 @@ def convert(asked: ConvertOptions) -> Converted:
     Raises:
         ConverterError, ModelsError: one sentence each; nothing has been written then.
     """
-    inputs = (asked.checkpoint, asked.plan, data_file(asked.calibrate))
+    inputs = (asked.checkpoint, asked.plan, asked.labels, data_file(asked.calibrate))
     target = check_compressed_target(asked.output, asked.save_plan, inputs=inputs, force=asked.force)
     wanted = asked_ranks(asked)
     config = asked_conversion(asked)
-    network = asked_network(asked, seed=asked.seed, dense=True)
+    network = with_labels(asked_network(asked, seed=asked.seed, dense=True), asked)
     images = open_calibration(asked.calibrate, network, config.images, asked.seed, download=asked.download)
     made = factorise(network, wanted, config, calibrate_on=images, progress=not asked.quiet)
     save_compressed(made.model, network.source, target, force=asked.force)

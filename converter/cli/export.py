@@ -10,7 +10,7 @@ from ...export import Verification
 from ..chain.device import pick_device
 from ..chain.exporting import export_network
 from ..chain.targets import check_onnx_target
-from .asked import asked_network
+from .asked import asked_network, with_labels
 from .verbs import ExportOptions
 
 
@@ -42,10 +42,11 @@ def export(asked: ExportOptions) -> Exported:
     Raises:
         ConverterError, ModelsError, ExportError: one sentence each; nothing has been written then.
     """
-    target = check_onnx_target(asked.output, inputs=(asked.model, asked.checkpoint), force=asked.force)
+    target = check_onnx_target(asked.output, inputs=(asked.model, asked.checkpoint, asked.labels), force=asked.force)
     where = pick_device(asked.device)
     network = asked_network(asked, seed=asked.seed, trust=asked.trust)
     network.classes()
+    network = with_labels(network, asked)
     example = network.example(4)
     verification = export_network(
         network, target, example, tolerance=asked.tolerance, half=asked.half, force=asked.force, device=where

@@ -16,7 +16,7 @@ from .options.base import Options
 from .options.data import DownloadOptions, ScoringDataOptions, TrainingDataOptions
 from .options.integers import Int8Options, RangesName, TargetOptions
 from .options.machine import MachineOptions, ThreadOptions
-from .options.network import FileOptions, ModelOptions, NetworkOptions, TrustOptions
+from .options.network import FileOptions, LabelOptions, ModelOptions, NetworkOptions, TrustOptions
 from .options.output import FolderOptions, ForceOptions, OutputOptions, QuietOptions
 from .options.ranks import (
     CalibrateOptions,
@@ -32,6 +32,7 @@ from .options.training import FinetuningOptions, PolishOptions, RunOptions, Trai
 @dataclass(frozen=True, kw_only=True)
 class CompressOptions(
     NetworkOptions,
+    LabelOptions,
     FolderOptions,
     TrainingDataOptions,
     NeededBudgetOptions,
@@ -83,6 +84,7 @@ class PlanOptions(
 @dataclass(frozen=True, kw_only=True)
 class ConvertOptions(
     NetworkOptions,
+    LabelOptions,
     OutputOptions,
     RuleOptions,
     CalibrateOptions,
@@ -132,7 +134,7 @@ class EvaluateOptions(FileOptions, ScoringDataOptions, MachineOptions, QuietOpti
 
 @command
 @dataclass(frozen=True, kw_only=True)
-class ExportOptions(FileOptions, OutputOptions, MachineOptions):
+class ExportOptions(FileOptions, LabelOptions, OutputOptions, MachineOptions):
     """Fuse into plain layers and write one ONNX file, compared with torch before it is kept.
 
     Attributes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,6 +11,8 @@ from .quoting import quoted
 
 # Far above every network that a CPU device could run; below it, safetensors and torch check what is claimed.
 LARGEST_WEIGHTS = 2**36
+
+_PART = 2**20
 
 
 def check_input(path: Path, *, error: type[ValueError], largest: int = LARGEST_WEIGHTS, what: str = "a file") -> None:
@@ -43,6 +46,15 @@ def check_input(path: Path, *, error: type[ValueError], largest: int = LARGEST_W
         raise error(f"{quoted(path)}: the file is empty; copy or download it again")
     if size > largest:
         raise error(f"{quoted(path)}: has {size:,} bytes, {what} has at most {largest:,}; check the path")
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file's bytes, 64 hexadecimal digits."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while part := file.read(_PART):
+            digest.update(part)
+    return digest.hexdigest()
 
 
 @contextmanager

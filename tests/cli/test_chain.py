@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -256,6 +257,24 @@ def test_own_network_and_its_normalisation(dprp: Any, tmp_path: Path, monkeypatc
     assert "ImageNet" not in right.err
     wrong = dprp("evaluate", "own.onnx", "--mean", "5", "--std", "0.1", "--data", "digits", "--json").json()
     assert wrong["top1"] < right.json()["top1"] - 5
+
+
+def test_a_file_says_what_it_came_from_and_what_its_outputs_mean(dprp: Any, tmp_path: Path) -> None:
+    small, onnx, names = tmp_path / "small.safetensors", tmp_path / "small.onnx", tmp_path / "names.txt"
+    labels = [f"Ziffer {number} ☂" for number in range(10)]
+    names.write_text("\n".join(labels) + "\n", encoding="utf-8")
+    start = ("convert", "digits_cnn", "--checkpoint", DIGITS_WEIGHTS, "--ratio", "0.5")
+    assert dprp(*start, "-o", small, "--labels", names).code == 0
+    assert dprp("export", small, "-o", onnx).code == 0
+    about = read_metadata(onnx)
+    assert json.loads(about["dprp.labels"]) == labels
+    assert about["dprp.source_sha256"] == hashlib.sha256(DIGITS_WEIGHTS.read_bytes()).hexdigest()
+
+    names.write_text("\n".join(reversed(labels)), encoding="utf-8")
+    assert dprp("export", small, "--labels", names, "-o", onnx, "--force").code == 0
+    assert json.loads(read_metadata(onnx)["dprp.labels"]) == labels[::-1]
+    assert dprp("export", "digits_cnn", "--random-weights", "-o", onnx, "--force").code == 0
+    assert not {"dprp.labels", "dprp.source_sha256"} & set(read_metadata(onnx))
 
 
 def test_foreign_onnx_file_is_taken_as_imagenets_aloud(dprp: Any, tmp_path: Path) -> None:

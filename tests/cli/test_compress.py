@@ -18,7 +18,7 @@ from dprp.converter.chain.summary import Figures, Summary, remarks
 from dprp.converter.cli import compress as module
 from dprp.converter.cli.compress import compress
 from dprp.converter.cli.verbs import CompressOptions
-from dprp.export import ExportError, onnx_macs
+from dprp.export import ExportError, onnx_macs, read_metadata
 from dprp.models import DIGITS_WEIGHTS
 
 FILES = ["compressed.onnx", "compressed.safetensors", "dense.onnx", "plan.json", "recipe.yaml", "summary.json"]
@@ -66,6 +66,7 @@ def test_whole_chain(dprp: Any, tmp_path: Path) -> None:
     assert told["dense"]["top1"] > 98
     assert told["compressed"]["top1"] > 95
     assert told["max_rel_error"] < 1e-4
+    assert json.loads(read_metadata(folder / "compressed.onnx")["dprp.labels"]) == list("0123456789")
     assert "block3.conv" in run.err
     assert "fine-tun" in run.err
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import subprocess
 import sys
 import warnings
@@ -19,6 +20,7 @@ from torch.utils.data import DataLoader, TensorDataset
 import dprp
 from dprp.converter import OptionError, Source, save_compressed
 from dprp.converter.chain.network import open_network
+from dprp.export import read_metadata
 
 
 def _images(count: int = 60) -> Tensor:
@@ -83,11 +85,30 @@ def test_what_it_eats_need_not_be_images(
     again = dprp.load(tmp_path / "small", make())
     assert torch.equal(again(data.tensors[0]), result.model(data.tensors[0]))
     result.to_onnx(tmp_path / "small.onnx")
+    assert not {"dprp.mean", "dprp.labels"} & set(read_metadata(tmp_path / "small.onnx"))
+    _told_of_inputs_and_outputs(result, tmp_path / "told.onnx", sizes[0])
     own = f"{__name__}:{make.__name__}"
     source = Source(own, None, sizes, (0.0,) * sizes[0], (1.0,) * sizes[0])
     save_compressed(result.model, source, tmp_path / "own.safetensors")
     with pytest.raises(OptionError, match=r"eats .*, and the command line reads images CxHxW; use"):
         open_network(str(tmp_path / "own.safetensors"), trust=own)
+
+
+def _told_of_inputs_and_outputs(result: dprp.Compressed, path: Path, channels: int) -> None:
+    outputs = result.model(result.example).shape[1]
+    names, mean, std = [f"class {number}" for number in range(outputs)], [0.5] * channels, [0.25] * channels
+    for match, wrong in (
+        (f"1 labels for {outputs} outputs; give a name for each", {"labels": names[:1]}),
+        (f"not written, there are 0 means and {channels} stds for {channels} channels", {"std": std}),
+        ("not written, std is 0.0; a finite number above 0", {"mean": mean, "std": [0.0] * channels}),
+    ):
+        with pytest.raises(OptionError, match=match):
+            result.to_onnx(path, **wrong)  # type: ignore[arg-type]
+    assert not path.exists()
+    result.to_onnx(path, mean=mean, std=std, labels=names)
+    about = read_metadata(path)
+    assert json.loads(about["dprp.labels"]) == names
+    assert [float(about[key].split(",")[-1]) for key in ("dprp.mean", "dprp.std")] == [0.5, 0.25]
 
 
 @pytest.mark.parametrize("kind", ["tensors", "pairs"])

@@ -48,6 +48,11 @@ def test_npz_round_trip(tmp_path: Path) -> None:
     assert data.classes == 7
     assert data.image_shape == (3, 12, 10)
     assert data.default_augment is Augment.CROP_FLIP
+    assert data.class_names == ()
+    names = np.array(["cat", "dog", "🦊"])
+    assert load_data(saved(tmp_path, content | {"class_names": names})).class_names == ("cat", "dog", "🦊")
+    with pytest.raises(DataError, match=r"class_names is int64 \(3,\); it must be texts, one a class"):
+        load_data(saved(tmp_path, content | {"class_names": np.arange(3)}))
     test = data.test(RGB)
     assert len(test) == 3
     for index in range(3):

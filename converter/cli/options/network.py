@@ -46,6 +46,17 @@ class NetworkOptions(ModelOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
+class LabelOptions(Options):
+    """What outputs mean.
+
+    Attributes:
+        labels: Text file with the name of an output a line, to be kept in what is written.
+    """
+
+    labels: Annotated[Path | None, Option(metavar="FILE")] = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrustOptions(Options):
     """Whose code may build a network.
 

@@ -116,6 +116,9 @@ def other_rank(_tensors: dict[str, torch.Tensor], metadata: dict[str, str]) -> N
         (set_source(std=[0.0, 1.0, 1.0]), r"std is 0\.0; a finite number above 0 belongs there"),
         (set_source(mean=[float("nan"), 1.0, 1.0]), r"mean is nan; a finite number belongs there"),
         (set_source(mean=[0.5]), r"there are 1 means and 3 stds for 3 channels"),
+        (set_source(labels=["a", "b\n"]), r"a label is 'b.*'; at most 1,000 printable characters"),
+        (set_source(labels="cat"), r"labels is 'cat'; a list of at most"),
+        (set_source(sha256="0" * 63), r"sha256 is 0{63}; 64 hexadecimal digits belong there"),
         (set_source(model="own:\x1b[31m"), r"model is .*; at most 1,000 printable characters"),
         (set_tensor("norm.num_batches_tracked", torch.tensor(1.5)), r"is floating \[\], the network has I64 \[\]"),
         (set_tensor("head.bias", torch.zeros(10).char()), r"is I8 \[10\], the network has floating \[10\]"),
@@ -162,6 +165,9 @@ def test_format_1_still_reads(compressed: nn.Module, file: Path) -> None:
         metadata = opened.metadata()
         tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
     del metadata["sha256"]
+    told = json.loads(metadata["source"])
+    metadata["source"] = json.dumps({key: told[key] for key in ("model", "classes", "input_shape", "mean", "std")})
+    assert set(told) - set(json.loads(metadata["source"])) == {"labels", "sha256"}
     save_file(tensors, file, metadata | {"dprp_format": "1"})
     x = torch.randn(2, 3, 16, 16)
     assert torch.equal(load_compressed(file, build, trust=SOURCE.model).model(x), compressed(x))
