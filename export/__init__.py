@@ -10,7 +10,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .accuracy import Accuracy, evaluate_onnx
+    from .accuracy import Accuracy, AnsweredBy, evaluate_onnx
     from .benchmarking import benchmark
     from .cpu_targets import Recipe, Target, recipe_for, this_cpu
     from .errors import BenchmarkError, DataError, ExportError, ModelFileError, VerificationError
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Accuracy",
+    "AnsweredBy",
     "BenchmarkError",
     "BenchmarkResult",
     "DataError",
@@ -68,7 +69,7 @@ __all__ = [
 ]
 
 _HOMES = {
-    "accuracy": ("Accuracy", "evaluate_onnx"),
+    "accuracy": ("Accuracy", "AnsweredBy", "evaluate_onnx"),
     "benchmarking": ("benchmark",),
     "cpu_targets": ("Recipe", "Target", "recipe_for", "this_cpu"),
     "errors": ("BenchmarkError", "DataError", "ExportError", "ModelFileError", "VerificationError"),

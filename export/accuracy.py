@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -30,6 +30,30 @@ class Accuracy:
 
     def __str__(self) -> str:
         return f"top-1 {self.top1:.2f} % on {self.images} images"
+
+
+@dataclass(frozen=True)
+class AnsweredBy:
+    """Batches with a file's answers in place of labels: top-1 by them is how often another file answers the same.
+
+    Attributes:
+        path: an ONNX classifier.
+        batches: pairs of images (N, ...) and whatever; gone through anew each time.
+    """
+
+    path: Path
+    batches: Iterable[tuple[Tensor, Any]]
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Pairs of images and answers (N,)."""
+        import torch
+
+        session = open_session(self.path)
+        for pictures, _ in self.batches:
+            if len(pictures) == 0:
+                continue
+            scores = infer(session, [pictures.detach().cpu().numpy()], str(self.path))[0]
+            yield pictures, torch.from_numpy(scores.argmax(1))
 
 
 def evaluate_onnx(

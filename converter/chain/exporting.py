@@ -34,7 +34,7 @@ def export_network(
         tolerance, half: as for `to_onnx`.
         force: write over an existing file.
         device: where to fuse.
-        equalise_on: images on which the channels between two factors get equal ranges; None leaves them.
+        equalise_on: images on which the ranges of channels between two factors are drawn together; None leaves them.
 
     Raises:
         ConverterError, ExportError: nothing has been written then.

@@ -1,14 +1,15 @@
-"""Figures of two ONNX files, dense and compressed."""
+"""Figures of the ONNX files of a result folder, dense and compressed."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from ...export import Verification, benchmark, evaluate_onnx
+from ...export import Quantization, Verification
 from ..lowrank.costs import Unit
 from ..planning.plan import Plan
 from .data import Loader
-from .folder import COMPRESSED_ONNX, DENSE_ONNX
+from .folder import COMPRESSED_INT8, COMPRESSED_ONNX, DENSE_INT8, DENSE_ONNX
+from .side_by_side import measured
 from .summary import Figures, Summary, remarks
 from .versions import versions
 
@@ -18,7 +19,7 @@ def summarise(
     test: Loader,
     plan: Plan,
     verified: Verification,
-    *,
+    *found: Quantization,
     model: str,
     budget: str,
     epochs: int,
@@ -26,41 +27,44 @@ def summarise(
     threads: int,
     folder: Path,
     made_by: str,
+    said: tuple[str, ...] = (),
 ) -> Summary:
-    """Scores and times both files.
+    """Scores and times all files.
 
     Args:
-        work: folder with both.
+        work: folder with them.
         test: test images.
         plan: of the compressed network; counts parameters and MACs before and after.
         verified: how closely the compressed file agrees with torch.
+        found: how those of 8 bits were made, dense and compressed; none where there are none.
         model, budget, epochs, seed: as the user gave them.
         threads: of ONNX Runtime.
         folder: where the files will be.
         made_by: the verb.
+        said: further notes.
 
     Raises:
         ExportError: a file cannot be scored or timed.
     """
-    files = [work / DENSE_ONNX, work / COMPRESSED_ONNX]
-    scores = [evaluate_onnx(file, test) for file in files]
-    timed = benchmark(files, threads=threads)
+    names = [DENSE_ONNX, COMPRESSED_ONNX, *([DENSE_INT8, COMPRESSED_INT8] if found else [])]
+    files = measured({name: work / name for name in names}, test, *found, threads=threads)
     counts = [
         {unit: plan.dense_total(unit) for unit in Unit},
         {unit: plan.total(unit) for unit in Unit},
     ]
     dense, compressed = (
         Figures(
-            top1=score.top1,
+            top1=top1,
             params=count[Unit.PARAMS],
             macs=count[Unit.MACS],
-            onnx_bytes=time.size_bytes,
-            median_ms=time.median_ms,
-            p90_ms=time.p90_ms,
+            onnx_bytes=file.size_bytes,
+            median_ms=file.median_ms,
+            p90_ms=file.p90_ms,
+            images_per_s=file.images_per_s,
+            peak_memory_bytes=file.peak_memory_bytes,
         )
-        for score, count, time in zip(scores, counts, timed.files, strict=True)
+        for top1, count, file in zip(files.top1[:2], counts, files.timed.files[:2], strict=True)
     )
-    speedup = timed.files[1].speedup
     return Summary(
         model=model,
         budget=budget,
@@ -68,12 +72,9 @@ def summarise(
         seed=seed,
         dense=dense,
         compressed=compressed,
-        speedup=speedup,
-        images=scores[1].images,
+        files=files,
         max_rel_error=verified.max_rel,
-        cpu=timed.environment.cpu,
-        threads=threads,
-        notes=(*remarks(dense, compressed, speedup), *timed.notes),
+        notes=(*remarks(dense, compressed, files.timed.files[1].speedup), *files.notes, *said),
         versions=versions(),
         folder=folder,
         made_by=made_by,

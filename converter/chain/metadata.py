@@ -6,7 +6,7 @@ dprp.mean, dprp.std         per channel, of pixels scaled to 0..1, with commas; 
 dprp.labels                 JSON of the outputs' names in their order, if somebody said
 dprp.source_sha256          of the file that the dense weights came from
 dprp.budget, dprp.layers    the plan: what was asked for, and JSON of "form:rank" by layer
-dprp.equalised              "yes" where the channels between two factors have equal ranges
+dprp.equalised              "yes" where the ranges of channels between two factors were drawn together
 dprp.macs, dprp.params      "20000000 of 41000000": under the plan, and dense
 dprp.versions               JSON
 """
@@ -36,7 +36,7 @@ def onnx_metadata(source: Source, plan: Plan | None, *, equalised: bool = False)
     Args:
         source: of the network.
         plan: None for a dense network.
-        equalised: whether the channels between two factors have equal ranges.
+        equalised: whether the ranges of channels between two factors were drawn together.
     """
     about = {
         "dprp.model": source.model,

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import secrets
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .int8 import Int8
+from .side_by_side import SideBySide
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Figures:
-    """One network.
+    """One network in float32.
 
     Attributes:
         top1: percent, of the ONNX file on the test images.
@@ -23,6 +23,8 @@ class Figures:
         macs: multiply-adds at batch 1.
         onnx_bytes: size of the ONNX file.
         median_ms, p90_ms: latency of the ONNX file at batch 1.
+        images_per_s: of the ONNX file at batch 1.
+        peak_memory_bytes: of a process that runs it; None if the system does not tell.
     """
 
     top1: float
@@ -31,6 +33,8 @@ class Figures:
     onnx_bytes: int
     median_ms: float
     p90_ms: float
+    images_per_s: float
+    peak_memory_bytes: int | None
 
 
 @dataclass(frozen=True)
@@ -43,15 +47,12 @@ class Summary:
         epochs: of fine-tuning.
         seed: of the run.
         dense, compressed: their figures.
-        speedup: dense over compressed latency, measured in turns.
-        images: test images behind top1.
+        files: dense and compressed, and perhaps both in 8 bits, side by side.
         max_rel_error: largest difference of the compressed ONNX file from torch, relative to the output's scale.
-        cpu, threads: where latency was measured.
         notes: what a reader of the figures ought to know.
         versions: of what the result depends on.
         folder: where the files are.
         made_by: the verb.
-        int8: all files beside each other, where there are some of 8 bits.
         result_id: 32 random hexadecimal digits, by which a result folder is known as dprp's.
     """
 
@@ -61,52 +62,57 @@ class Summary:
     seed: int
     dense: Figures
     compressed: Figures
-    speedup: float
-    images: int
+    files: SideBySide
     max_rel_error: float
-    cpu: str
-    threads: int
     notes: tuple[str, ...]
     versions: dict[str, str]
     folder: Path
     made_by: str = "compress"
-    int8: Int8 | None = None
     result_id: str = field(default_factory=lambda: secrets.token_hex(16))
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
-        told = {**asdict(replace(self, int8=None)), "notes": list(self.notes), "folder": str(self.folder)}
-        return told | {"int8": None if self.int8 is None else self.int8.to_dict()}
+        where, timed = self.files.timed.environment, self.files.timed.files
+        return {
+            "model": self.model,
+            "budget": self.budget,
+            "epochs": self.epochs,
+            "seed": self.seed,
+            "dense": asdict(self.dense),
+            "compressed": asdict(self.compressed),
+            "speedup": timed[1].speedup,
+            "images": self.files.images,
+            "max_rel_error": self.max_rel_error,
+            "cpu": where.cpu,
+            "threads": where.threads,
+            "notes": list(self.notes),
+            "versions": self.versions,
+            "folder": str(self.folder),
+            "made_by": self.made_by,
+            "int8": self.files.to_dict() if self.files.found else None,
+            "result_id": self.result_id,
+        }
 
     def __rich__(self) -> RenderableType:
         from rich.console import Group
-        from rich.table import Table
         from rich.text import Text
 
-        table = Table("", title=f"{self.model}, {self.budget}, {self.epochs} epochs")
-        for title in ("dense", "compressed", "change"):
-            table.add_column(title, justify="right")
-        old, new = self.dense, self.compressed
-        table.add_row(f"top-1 on {self.images:,} images", f"{old.top1:.2f} %", f"{new.top1:.2f} %", _points(old, new))
-        table.add_row("parameters", f"{old.params:,}", f"{new.params:,}", _part(old.params, new.params))
-        table.add_row("MACs", f"{old.macs:,}", f"{new.macs:,}", _part(old.macs, new.macs))
-        table.add_row(
-            "ONNX file, bytes", f"{old.onnx_bytes:,}", f"{new.onnx_bytes:,}", _part(old.onnx_bytes, new.onnx_bytes)
-        )
-        table.add_row(
-            "latency, median ms", f"{old.median_ms:.3f}", f"{new.median_ms:.3f}", f"{self.speedup:.2f} x as fast"
-        )
-        table.add_row("latency, p90 ms", f"{old.p90_ms:.3f}", f"{new.p90_ms:.3f}", "")
-        plural = "" if self.threads == 1 else "s"
+        pairs = len(self.files.names) // 2
+        counts = {
+            "parameters": [self.dense.params, self.compressed.params] * pairs,
+            "MACs": [self.dense.macs, self.compressed.macs] * pairs,
+        }
         lines = [
-            f"latency: {self.cpu}, {self.threads} thread{plural}, batch 1",
+            self.files.where,
             f"compressed.onnx differs from torch by at most {self.max_rel_error:.1e} of the output's scale",
             *(f"note: {note}" for note in self.notes),
             f"files in {self.folder}",
         ]
+        title = f"{self.model}, {self.budget}, {self.epochs} epochs"
         # Text takes a path's [brackets] as they are.
-        eight = [] if self.int8 is None else [self.int8]
-        return Group(table, *(Text(line, no_wrap=True, overflow="ignore") for line in lines), *eight)
+        return Group(
+            self.files.table(counts, title), *(Text(line, no_wrap=True, overflow="ignore") for line in lines)
+        )
 
 
 def remarks(dense: Figures, compressed: Figures, speedup: float) -> list[str]:
@@ -117,11 +123,3 @@ def remarks(dense: Figures, compressed: Figures, speedup: float) -> list[str]:
     if compressed.onnx_bytes >= dense.onnx_bytes:
         notes.append("the compressed file is not smaller; lower the budget, or ask for params instead of macs")
     return notes
-
-
-def _part(old: int, new: int) -> str:
-    return f"{100 * new / max(1, old):.1f} %"
-
-
-def _points(old: Figures, new: Figures) -> str:
-    return f"{new.top1 - old.top1:+.2f} points"

@@ -91,11 +91,13 @@ def compress(asked: CompressOptions, *, made_by: str = "compress", recipe: str |
             device=config.device,
             equalise_on=ranged[0] if asked.int8 else None,
         )
+        found = in_8_bits(work, ranged, target=Target(asked.target)) if asked.int8 else ()
         summary = summarise(
             work,
             test,
             made.plan,
             verified,
+            *found,
             model=asked.model,
             budget=asked.budget,
             epochs=asked.epochs,
@@ -103,12 +105,8 @@ def compress(asked: CompressOptions, *, made_by: str = "compress", recipe: str |
             threads=asked.threads,
             folder=output,
             made_by=made_by,
+            said=_remarks(made, config.epochs),
         )
-        summary = replace(summary, notes=(*summary.notes, *_remarks(made, config.epochs)))
-        if asked.int8:
-            say("making and measuring files of 8 bits")
-            cpu = Target(asked.target)
-            summary = replace(summary, int8=in_8_bits(work, ranged, test, target=cpu, threads=asked.threads))
         texts = {
             SUMMARY: json.dumps(summary.to_dict(), indent=1) + "\n",
             RECIPE: written("compress", replace(asked, resume=None)) if recipe is None else recipe,
@@ -125,7 +123,7 @@ def _some(loader: Loader) -> Tensor:
     return torch.cat([images for images, _ in loader])[:_INT8_IMAGES]
 
 
-def _remarks(made: Compression, epochs: int) -> list[str]:
+def _remarks(made: Compression, epochs: int) -> tuple[str, ...]:
     polished = made.conversion.polished
     before = [f"before training: {polished.done}"] if epochs > 0 and polished is not None else []
-    return [*before, *([] if made.verdict is None else [str(made.verdict)])]
+    return (*before, *([] if made.verdict is None else [str(made.verdict)]))

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ...export import (
+    AnsweredBy,
     Quantization,
     Ranges,
     Search,
@@ -19,8 +20,8 @@ from ...export import quantize as quantize_file
 from ...files import written_whole
 from ...models import load_data
 from ..chain.data import Batches, Loader, data_file
-from ..chain.int8 import Int8, measured
 from ..chain.metadata import onnx_preprocess
+from ..chain.side_by_side import SideBySide, measured
 from ..chain.targets import check_onnx_target
 from ..errors import OptionError
 from .console import note
@@ -30,7 +31,7 @@ _JUDGES = 1000
 """Training images that judge, where layers are chosen."""
 
 
-def quantize(asked: QuantizeOptions) -> Int8:
+def quantize(asked: QuantizeOptions) -> SideBySide:
     """Quantises a file on training images, and scores and times both on test images.
 
     Raises:
@@ -48,7 +49,7 @@ def quantize(asked: QuantizeOptions) -> Int8:
     batches = Batches(data, preprocess, asked.batch_size, asked.seed, asked.workers)
     found: Quantization | Search
     with written_whole(target, force=asked.force, error=OptionError) as scratch:
-        cpu, ranges = Target(asked.target), Ranges(asked.ranges)
+        cpu, ranges, labelled = Target(asked.target), Ranges(asked.ranges), asked.judge == "labels"
         if asked.max_drop is None:
             images, _ = _parted(batches.calibration(asked.images), asked.images)
             found = quantize_file(
@@ -58,18 +59,19 @@ def quantize(asked: QuantizeOptions) -> Int8:
             images, judges = _parted(batches.calibration(asked.images + _JUDGES), asked.images)
             if not judges:
                 raise OptionError(f"{asked.data}: has no images left to judge by; lower --images {asked.images}")
+            judged = judges if labelled else AnsweredBy(asked.file, judges)
             found = quantize_within(
                 asked.file,
                 scratch,
                 images,
-                judge=lambda file: evaluate_onnx(file, judges).top1,
+                judge=lambda file: evaluate_onnx(file, judged).top1,
                 max_drop=asked.max_drop,
                 target=cpu,
                 ranges=ranges,
                 force=True,
             )
         files = {str(asked.file): Path(asked.file), str(target): scratch}
-        return measured(files, batches.test(asked.limit), found, threads=asked.threads)
+        return measured(files, batches.test(asked.limit), found, threads=asked.threads, labelled=labelled)
 
 
 def _parted(loader: Loader, images: int) -> tuple[list[Tensor], list[tuple[Tensor, Tensor]]]:

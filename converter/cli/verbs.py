@@ -14,7 +14,7 @@ from typer import Argument, Option
 from .commands import command
 from .options.base import Options
 from .options.data import DownloadOptions, ScoringDataOptions, TrainingDataOptions
-from .options.integers import Int8Options, RangesName, TargetOptions
+from .options.integers import Int8Options, JudgeName, RangesName, TargetOptions
 from .options.machine import MachineOptions, ThreadOptions
 from .options.network import FileOptions, LabelOptions, ModelOptions, NetworkOptions, TrustOptions
 from .options.output import FolderOptions, ForceOptions, OutputOptions, QuietOptions
@@ -156,6 +156,7 @@ class QuantizeOptions(OutputOptions, ScoringDataOptions, TargetOptions, ThreadOp
         images: Training images to find the ranges of activations on.
         ranges: How ranges are found.
         max_drop: Points of top-1 that may be lost on other training images; else the worst layers stay in float32.
+        judge: What counts as right: the labels, or the answers of the float32 file where labels say nothing.
         float_node: A layer that stays in float32, such as "conv1/Conv"; may be given again.
     """
 
@@ -163,6 +164,7 @@ class QuantizeOptions(OutputOptions, ScoringDataOptions, TargetOptions, ThreadOp
     images: Annotated[int, Option(min=1)] = 256
     ranges: RangesName = "minmax"
     max_drop: Annotated[float | None, Option(min=0.0)] = None
+    judge: JudgeName = "labels"
     float_node: Annotated[tuple[str, ...], Option(metavar="NODE")] = ()
 
 

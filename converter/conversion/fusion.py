@@ -23,8 +23,8 @@ def fuse(model: nn.Module, example: Example | None = None, *, equalise: bool = F
         example: (N, ...) an input like those to come: it finds out which BatchNorm follows which layer, and proves
             that outputs stay what they are. By default a few of the images that the network was calibrated on, or
             noise of the shape that the plan was made for.
-        equalise: give the channels between two factors equal ranges on the example, for integers of 8 bits; tens of
-            real images say more than two.
+        equalise: draw the ranges of the channels between two factors together on the example, for integers of 8
+            bits; tens of real images say more than two.
 
     Returns:
         The network in layers of torch's own: two in a row for each low-rank layer, or one where that is cheaper.

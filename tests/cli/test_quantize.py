@@ -5,7 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from dprp.export import is_quantized
+from dprp.models import info, load_data, preprocess_for
 
 
 def test_a_file_of_8_bits_beside_the_other(dprp: Any, small: Path, tmp_path: Path) -> None:
@@ -29,6 +32,27 @@ def test_a_file_of_8_bits_beside_the_other(dprp: Any, small: Path, tmp_path: Pat
     told = dprp(*quantize, "--force", "--max-drop", 50, "--target", "x86")
     assert told.code == 0, told.err
     assert "no layers in float32" in " ".join(told.out.split())
+
+
+def test_without_labels_the_answers_of_the_file_count(dprp: Any, small: Path, tmp_path: Path) -> None:
+    """Every image has the label 0, so that labels say nothing."""
+    file, int8, data = tmp_path / "small.onnx", tmp_path / "int8.onnx", tmp_path / "images.npz"
+    assert dprp("export", small, "-o", file).code == 0
+    pixels = load_data("digits").train(preprocess_for(info("digits_cnn"))).arrays.images  # type: ignore[attr-defined]
+    images = pixels.movedim(1, -1).numpy()
+    labels = np.zeros(len(images), dtype=np.int64)
+    np.savez(data, x_train=images[:900], y_train=labels[:900], x_test=images[900:], y_test=labels[900:])
+    quantize = ("quantize", file, "--data", f"npz:{data}", "-o", int8, "--images", 200, "--max-drop", 5)
+    found = dprp(*quantize, "--judge", "answers", "--json").json()
+    before, after = found["files"]
+    assert not found["labelled"]
+    assert before["top1"] == found["quantized"][0]["before"] == 100.0
+    assert 95.0 <= found["quantized"][0]["after"] <= 100.0
+    assert 90.0 < after["top1"] <= 100.0
+    by_labels = dprp(*quantize, "--force", "--json").json()
+    assert by_labels["labelled"]
+    assert by_labels["files"][0]["top1"] < 30.0
+    assert "same answer of" in dprp(*quantize, "--judge", "answers", "--force").out
 
 
 def test_mistakes_are_one_sentence(dprp: Any, small: Path, tmp_path: Path) -> None:

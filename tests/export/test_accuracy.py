@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from dprp.export import Accuracy, DataError, ModelFileError, evaluate_onnx, to_onnx
+from dprp.export import Accuracy, AnsweredBy, DataError, ModelFileError, evaluate_onnx, to_onnx
 
 GENERATOR = torch.Generator().manual_seed(5)
 IMAGES = torch.randn(50, 3, 12, 12, generator=GENERATOR) * 2 + 1
@@ -27,6 +27,22 @@ def test_all_right_is_100_percent(net: nn.Module, file: Path) -> None:
         right = net(IMAGES).argmax(1)
     assert evaluate_onnx(file, [(IMAGES, right)]).top1 == 100.0
     assert evaluate_onnx(file, [(IMAGES, (right + 1) % 6)]).top1 == 0.0
+
+
+def test_without_labels_a_file_s_own_answers_are_right(net: nn.Module, file: Path, tmp_path: Path) -> None:
+    with torch.no_grad():
+        answers = net(IMAGES).argmax(1)
+        torch.manual_seed(0)
+        for parameter in net.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+        same = int((net(IMAGES).argmax(1) == answers).sum())
+    assert 0 < same < 50
+    other = tmp_path / "other.onnx"
+    to_onnx(net, IMAGES[:2], other)
+    judged = AnsweredBy(file, list(zip(IMAGES.split(16), LABELS.split(16), strict=True)))
+    for _ in range(2):  # as often as is asked
+        assert evaluate_onnx(file, judged) == Accuracy(100.0, 50)
+        assert evaluate_onnx(other, judged) == Accuracy(100 * same / 50, 50)
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from typer import Option
 from .base import Options
 
 CpuTarget = Literal["auto", "x86-vnni", "x86", "arm"]
+JudgeName = Literal["labels", "answers"]
 RangesName = Literal["minmax", "entropy", "percentile"]
 
 
