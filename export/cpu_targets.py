@@ -37,6 +37,11 @@ class Recipe:
     unsigned: bool
     reduce_range: bool
 
+    @property
+    def drawn(self) -> float:
+        """How far the ranges between two factors are drawn towards equal ones; see `ranges_between`."""
+        return 0.25 if self.reduce_range else 0.5
+
     def __str__(self) -> str:
         activations = "uint8" if self.unsigned else "int8"
         weights = "int8 weights of 7 bits" if self.reduce_range else "int8 weights"

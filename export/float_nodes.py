@@ -7,6 +7,7 @@ each more in float32 could only help.
 
 from __future__ import annotations
 
+import json
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -19,10 +20,11 @@ import onnx
 from onnx import numpy_helper
 from torch import Tensor
 
-from .cpu_targets import Target
+from .cpu_targets import Target, recipe_for
 from .errors import ExportError
-from .modelfile import load_model
-from .quantization import PRODUCTS, Quantization, Ranges, quantize
+from .modelfile import load_model, read_metadata
+from .quantization import PRODUCTS, QUANTIZED, Quantization, Ranges, quantize
+from .ranges_between import draw_together
 from .session import Array, open_session
 
 Judge = Callable[[Path], float]
@@ -120,9 +122,12 @@ def nodes_by_error(source: str | Path, quantised: str | Path, images: Sequence[T
     Args:
         source: the float32 file.
         quantised: what `quantize` made of it.
-        images: batches; a few images of the first are used.
+        images: batches that it was quantised on.
     """
     model, small = load_model(source), load_model(quantised)
+    target = json.loads(read_metadata(quantised)[QUANTIZED])["recipe"]["target"]
+    batches = [batch.detach().cpu().numpy() for batch in images]
+    draw_together(model, batches, recipe_for(Target(target)).drawn, str(source))
     nodes = [node for node in model.graph.node if node.op_type in PRODUCTS]
     weights = {entry.name: numpy_helper.to_array(entry) for entry in model.graph.initializer}
     steps = _steps(small)
@@ -131,7 +136,7 @@ def nodes_by_error(source: str | Path, quantised: str | Path, images: Sequence[T
     model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in sorted(wanted - known))
     session = open_session(model.SerializeToString(), label=str(source))
     outputs = [entry.name for entry in session.get_outputs()]
-    given = {session.get_inputs()[0].name: images[0][:_IMAGES].detach().cpu().numpy()}
+    given = {session.get_inputs()[0].name: batches[0][:_IMAGES]}
     seen = dict(zip(outputs, session.run(None, given), strict=True))
 
     def own_error(node: onnx.NodeProto) -> float:

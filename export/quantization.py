@@ -1,7 +1,8 @@
 """Files whose convolutions and products are of 8 bits: ONNX Runtime's static quantisation.
 
 The ranges of activations are measured on real images. Each convolution and product stands between a
-DequantizeLinear and a QuantizeLinear (QDQ), which the runtime joins into one operation of integers.
+DequantizeLinear and a QuantizeLinear (QDQ), which the runtime joins into one operation of integers. Before that, the
+ranges between two factors are drawn together.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ from ..files import check_output, written_whole
 from .cpu_targets import Recipe, Target, recipe_for
 from .errors import DataError, ExportError, ModelFileError, first_line
 from .modelfile import load_model, read_metadata
+from .ranges_between import draw_together
 from .session import Array, session_options
 
 QUANTIZED = "dprp.quantized"
@@ -72,6 +74,7 @@ class Quantization:
         products: convolutions and products in the file.
         floats: names of those that stay in float32, as asked for.
         islands: names of those that the runtime computes in float32 all the same, between integers.
+        drawn: pairs of them with nothing in between, whose ranges in between were drawn together.
     """
 
     recipe: Recipe
@@ -80,6 +83,7 @@ class Quantization:
     products: int
     floats: tuple[str, ...]
     islands: tuple[str, ...]
+    drawn: int
 
     def __str__(self) -> str:
         text = f"{self.products - len(self.floats)} of {self.products} layers in 8 bits: {self.recipe}"
@@ -141,11 +145,13 @@ def quantize(
     if unknown:
         raise ExportError(f"{source}: has no layer {', '.join(unknown)}. Its layers are {', '.join(names)}.")
     recipe, reader = recipe_for(target), _Reader(model, images, str(source))
+    drawn = draw_together(model, reader.batches, recipe.drawn, str(source))
     with tempfile.TemporaryDirectory(prefix="dprp-") as folder:
-        ready, made = Path(folder) / "ready.onnx", Path(folder) / "made.onnx"
+        given, ready, made = (Path(folder) / f"{step}.onnx" for step in ("given", "ready", "made"))
+        onnx.save(model, str(given))
         try:
             with _quiet():
-                quant_pre_process(str(source), str(ready), skip_optimization=True, skip_symbolic_shape=True)
+                quant_pre_process(str(given), str(ready), skip_optimization=True, skip_symbolic_shape=True)
                 quantize_static(
                     str(ready),
                     str(made),
@@ -168,7 +174,7 @@ def quantize(
                 f"Keep the layer in float32, or use the float32 file."
             ) from error
         quantised = onnx.load(str(made))
-        found = Quantization(recipe, ranges, reader.images, len(names), tuple(floats), islands)
+        found = Quantization(recipe, ranges, reader.images, len(names), tuple(floats), islands, drawn)
     _describe(quantised, model, found)
     with written_whole(destination, force=force, error=ModelFileError) as scratch:
         scratch.write_bytes(quantised.SerializeToString())
@@ -184,17 +190,17 @@ class _Reader(CalibrationDataReader):  # type: ignore[misc]
         if len(inputs) != 1:
             raise ExportError(f"{label}: has {len(inputs)} inputs, and is quantised on images for one.")
         self._name = inputs[0]
-        self._batches = [batch.detach().cpu().numpy() for batch in images if len(batch)]
+        self.batches = [batch.detach().cpu().numpy() for batch in images if len(batch)]
         self._next = 0
-        self.images = sum(map(len, self._batches))
+        self.images = sum(map(len, self.batches))
         if not self.images:
             raise DataError(f"{label}: no images to find ranges on. Give at least one batch with images in it.")
 
     def get_next(self) -> dict[str, Array] | None:
-        if self._next == len(self._batches):
+        if self._next == len(self.batches):
             return None
         self._next += 1
-        return {self._name: self._batches[self._next - 1]}
+        return {self._name: self.batches[self._next - 1]}
 
     def rewind(self) -> None:
         """For whoever goes through them again."""

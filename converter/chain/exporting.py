@@ -23,7 +23,6 @@ def export_network(
     half: bool = False,
     force: bool = False,
     device: torch.device | None = None,
-    equalise_on: Tensor | None = None,
 ) -> Verification:
     """Fuses and exports an open network.
 
@@ -34,26 +33,22 @@ def export_network(
         tolerance, half: as for `to_onnx`.
         force: write over an existing file.
         device: where to fuse.
-        equalise_on: images on which the ranges of channels between two factors are drawn together; None leaves them.
 
     Raises:
         ConverterError, ExportError: nothing has been written then.
     """
-    plain = plain_network(network, example, device=device, equalise_on=equalise_on)
+    plain = plain_network(network, example, device=device)
     plan = plan_of(network.model) if network.compressed else None
-    about = onnx_metadata(network.source, plan, equalised=equalise_on is not None)
+    about = onnx_metadata(network.source, plan)
     return to_onnx(plain, example, path, metadata=about, tolerance=tolerance, half=half, force=force)
 
 
-def plain_network(
-    network: Network, example: Tensor, *, device: torch.device | None = None, equalise_on: Tensor | None = None
-) -> nn.Module:
+def plain_network(network: Network, example: Tensor, *, device: torch.device | None = None) -> nn.Module:
     """What is exported of an open network: plain layers, BatchNorm folded, on the CPU.
 
     Args:
-        network, example, device, equalise_on: as for `export_network`.
+        network, example, device: as for `export_network`.
     """
-    images = example[:1] if equalise_on is None else equalise_on
-    plain = fuse(network.model.to(device), images.to(device), equalise=equalise_on is not None).cpu()
+    plain = fuse(network.model.to(device), example[:1].to(device)).cpu()
     network.model.cpu()
     return plain

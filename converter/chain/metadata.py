@@ -6,7 +6,6 @@ dprp.mean, dprp.std         per channel, of pixels scaled to 0..1, with commas; 
 dprp.labels                 JSON of the outputs' names in their order, if somebody said
 dprp.source_sha256          of the file that the dense weights came from
 dprp.budget, dprp.layers    the plan: what was asked for, and JSON of "form:rank" by layer
-dprp.equalised              "yes" where the ranges of channels between two factors were drawn together
 dprp.macs, dprp.params      "20000000 of 41000000": under the plan, and dense
 dprp.versions               JSON
 """
@@ -27,16 +26,13 @@ from .totals import ranks
 from .values import numbers, shape
 from .versions import versions
 
-EQUALISED = "dprp.equalised"
 
-
-def onnx_metadata(source: Source, plan: Plan | None, *, equalised: bool = False) -> dict[str, str]:
+def onnx_metadata(source: Source, plan: Plan | None) -> dict[str, str]:
     """What to write into an ONNX file.
 
     Args:
         source: of the network.
         plan: None for a dense network.
-        equalised: whether the ranges of channels between two factors were drawn together.
     """
     about = {
         "dprp.model": source.model,
@@ -49,8 +45,6 @@ def onnx_metadata(source: Source, plan: Plan | None, *, equalised: bool = False)
         about["dprp.labels"] = json.dumps(source.labels, ensure_ascii=False)
     if source.sha256 is not None:
         about["dprp.source_sha256"] = source.sha256
-    if equalised:
-        about[EQUALISED] = "yes"
     if source.classes is not None:
         about["dprp.classes"] = str(source.classes)
     if plan is not None:

@@ -8,7 +8,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from ...export import Target
+from ...export import Quantization, Target
 from ...files import written_whole
 from ..chain.compressing import JUDGES, Compression, plan_and_convert, train_and_judge
 from ..chain.data import Batches, Loader, data_file, open_data
@@ -83,15 +83,11 @@ def compress(asked: CompressOptions, *, made_by: str = "compress", recipe: str |
         save_compressed(made.model, network.source, work / COMPRESSED)
         say("exporting and measuring the compressed one")
         compressed = Network(made.model, network.source, compressed=True)
-        ranged = torch.split(_some(batches.calibration(_INT8_IMAGES)), asked.batch_size) if asked.int8 else ()
-        verified = export_network(
-            compressed,
-            work / COMPRESSED_ONNX,
-            example,
-            device=config.device,
-            equalise_on=ranged[0] if asked.int8 else None,
-        )
-        found = in_8_bits(work, ranged, target=Target(asked.target)) if asked.int8 else ()
+        verified = export_network(compressed, work / COMPRESSED_ONNX, example, device=config.device)
+        found: tuple[Quantization, ...] = ()
+        if asked.int8:
+            ranged = torch.split(_some(batches.calibration(_INT8_IMAGES)), asked.batch_size)
+            found = in_8_bits(work, ranged, target=Target(asked.target))
         summary = summarise(
             work,
             test,

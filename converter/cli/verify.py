@@ -16,13 +16,11 @@ from ...export import (
     is_half,
     is_quantized,
     layer_differences,
-    read_metadata,
 )
 from ...export import verify as verify_file
 from ..chain.data import Batches, open_data
 from ..chain.device import pick_device
 from ..chain.exporting import plain_network
-from ..chain.metadata import EQUALISED
 from ..chain.network import Network
 from ..errors import OptionError
 from ..lowrank.plain import FusedPair
@@ -99,7 +97,7 @@ def verify(asked: VerifyOptions) -> Verified:
     tolerance = usual[0] if asked.tolerance is None else asked.tolerance
     inner = usual[1] if asked.layer_tolerance is None else asked.layer_tolerance
     outputs = verify_file(plain, asked.file, batches, tolerance=tolerance)
-    scaled = _first_halves(plain) if EQUALISED in read_metadata(asked.file) else {}
+    scaled = _first_halves(plain) if quantised else {}  # whose ranges were drawn together
     found = layer_differences(plain, asked.file, batches[0], scaled=scaled)
     return Verified(str(asked.file), outputs, len(found), first_difference(found, inner))
 

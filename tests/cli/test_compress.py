@@ -110,7 +110,7 @@ def test_files_of_8_bits_beside_them(dprp: Any, tmp_path: Path) -> None:
     assert len(found["quantized"]) == 2
     assert json.loads((folder / "summary.json").read_text()) == told
     assert found["notes"] == [note for note in told["notes"] if note in found["notes"]]
-    for name in ("compressed.onnx", "compressed-int8.onnx"):  # of equal ranges, which the checkpoint has not
+    for name in ("compressed.onnx", "compressed-int8.onnx"):  # its ranges differ from the checkpoint's
         verified = dprp("verify", folder / "compressed.safetensors", folder / name, "--data", "digits")
         assert verified.code == 0, verified.out
 
