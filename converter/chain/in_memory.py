@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import secrets
-from collections.abc import Iterable, Sequence
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from ...export import Verification
+from ...export import Target, Verification
 from ...files import written_whole
 from ..analysis.accuracy import Accuracy, evaluate
 from ..analysis.running import copied
@@ -30,8 +31,20 @@ from .conversion import CALIBRATION_IMAGES, forms_from, sensitivity_from
 from .data import Loader, held_out
 from .device import pick_device
 from .exporting import export_network
-from .folder import COMPRESSED, PLAN, SUMMARY, check_folder, made_whole
+from .folder import (
+    COMPRESSED,
+    COMPRESSED_INT8,
+    COMPRESSED_ONNX,
+    DENSE_INT8,
+    DENSE_ONNX,
+    PLAN,
+    SUMMARY,
+    check_folder,
+    made_whole,
+)
+from .int8 import in_8_bits
 from .network import Network
+from .side_by_side import SideBySide, measured
 from .targets import check_onnx_target
 from .totals import costs
 from .verdict import Verdict
@@ -90,12 +103,14 @@ class Compressed:
         plan: forms and ranks, and why the other layers stayed dense.
         summary: what compression did.
         example: a few inputs.
+        dense: a copy of what it came from.
     """
 
     model: nn.Module
     plan: Plan
     summary: Outcome
     example: Tensor
+    dense: nn.Module
 
     def save(self, folder: str | Path, *, force: bool = False) -> None:
         """Writes compressed.safetensors, plan.json and summary.json; `dprp.load` reads the first.
@@ -148,6 +163,43 @@ class Compressed:
         if labels and len(labels) != network.classes():
             raise OptionError(f"{len(labels)} labels for {network.classes()} outputs; give a name for each")
         return export_network(network, target, self.example, tolerance=tolerance, half=half, force=force)
+
+    def measure(
+        self,
+        test: Iterable[Any],
+        *,
+        int8_on: Tensor | None = None,
+        target: str = Target.AUTO.value,
+        threads: int = 1,
+    ) -> SideBySide:
+        """Dense and compressed as ONNX files, perhaps in 8 bits as well: accuracy, size, time and memory on the CPU.
+
+        Args:
+            test: batches of images and labels, which can be gone through again.
+            int8_on: a few hundred images, none of these, to find the ranges of files of 8 bits on; None for none.
+            target: the CPU that files of 8 bits are made for: auto, x86-vnni, x86 or arm.
+            threads: of ONNX Runtime.
+
+        Returns:
+            Figures of each; print it for a table.
+
+        Raises:
+            ConverterError, ExportError: one sentence.
+        """
+        targets = [str(one) for one in Target]
+        if target not in targets:
+            raise OptionError(f"target {target!r} is not one of {', '.join(targets)}; choose one of these")
+        if isinstance(test, Iterator):
+            raise OptionError("test can be gone through only once; give a list of batches, or a DataLoader")
+        with tempfile.TemporaryDirectory(prefix="dprp-") as name:
+            folder = Path(name)
+            for model, file in ((self.dense, DENSE_ONNX), (self.model, COMPRESSED_ONNX)):
+                network = Network(model, _source(self.example), compressed=model is self.model)
+                export_network(network, folder / file, self.example)
+            images = None if int8_on is None else torch.split(int8_on.detach().cpu(), _BATCH)
+            found = () if images is None else in_8_bits(folder, images, target=Target(target))
+            names = [DENSE_ONNX, COMPRESSED_ONNX, *([DENSE_INT8, COMPRESSED_INT8] if found else [])]
+            return measured({name: folder / name for name in names}, test, *found, threads=threads)
 
 
 def compress(
@@ -230,7 +282,7 @@ def compress(
     )
     before, after = (_score(one, test, config) for one in (network.model, made.model))
     found = Outcome(made.plan.budget, epochs, made.plan, before, after, made.verdict)
-    return Compressed(made.model, made.plan, found, sample[:8].clone())
+    return Compressed(made.model, made.plan, found, sample[:8].clone(), network.model)
 
 
 def load(path: str | Path, model: nn.Module) -> nn.Module:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ...export import Quantization, Verification
+from ...export import Quantization, Verification, op_counts
 from ..lowrank.costs import Unit
 from ..planning.plan import Plan
 from .data import Loader
@@ -74,8 +74,26 @@ def summarise(
         compressed=compressed,
         files=files,
         max_rel_error=verified.max_rel,
-        notes=(*remarks(dense, compressed, files.timed.files[1].speedup), *files.notes, *said),
+        notes=(
+            *remarks(dense, compressed, files.timed.files[1].speedup),
+            *new_operators(work / DENSE_ONNX, work / COMPRESSED_ONNX),
+            *files.notes,
+            *said,
+        ),
         versions=versions(),
         folder=folder,
         made_by=made_by,
     )
+
+
+def new_operators(dense: Path, compressed: Path) -> list[str]:
+    """A note on what a device that runs the dense file may lack, if there is something.
+
+    Args:
+        dense, compressed: ONNX files.
+
+    Raises:
+        ModelFileError: no such file, or not ONNX.
+    """
+    new = sorted(op_counts(compressed).keys() - op_counts(dense).keys())
+    return [f"the compressed file has operators that the dense one has not: {', '.join(new)}"] if new else []

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import io
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...export import AnsweredBy, BenchmarkResult, Quantization, Search, Target, benchmark, evaluate_onnx, this_cpu
-from .data import Loader
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
     from rich.table import Table
+
+_WIDTH = 120
 
 _OF_A_FILE = ("size_bytes", "median_ms", "p90_ms", "images_per_s", "peak_memory_bytes", "speedup")
 
@@ -87,6 +89,13 @@ class SideBySide:
             table.add_row(row, *map(shown, files))
         return table
 
+    def __str__(self) -> str:
+        from rich.console import Console
+
+        text = io.StringIO()
+        Console(file=text, width=_WIDTH).print(self)
+        return text.getvalue().rstrip()
+
     def __rich__(self) -> RenderableType:
         from rich.console import Group
         from rich.text import Text
@@ -104,13 +113,13 @@ _ROWS = {
 
 
 def measured(
-    files: Mapping[str, Path], test: Loader, *found: Quantization | Search, threads: int, labelled: bool = True
+    files: Mapping[str, Path], test: Iterable[Any], *found: Quantization | Search, threads: int, labelled: bool = True
 ) -> SideBySide:
     """Scores and times files.
 
     Args:
         files: by the name that they are told of by; those of float32 first, then as many of 8 bits, or none.
-        test: test images.
+        test: batches of images and labels, gone through once for each file.
         found: how the files of 8 bits were made.
         threads: of ONNX Runtime.
         labelled: score by labels, or else by the answers of the first file.

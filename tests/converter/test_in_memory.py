@@ -212,6 +212,25 @@ def test_mistakes_are_one_sentence(residual: nn.Module) -> None:
             dprp.compress(residual, budget="macs=0.5", **options)  # type: ignore[arg-type]
 
 
+def test_all_files_side_by_side(residual: nn.Module) -> None:
+    test = _labelled(residual)
+    result = dprp.compress(residual, images=_images(), budget="macs=0.6", rank_multiple=1, polish=0)
+    floats = result.measure(test)
+    assert floats.names == ("dense.onnx", "compressed.onnx")
+    assert floats.top1[0] == 100.0
+    all_four = result.measure(list(test), int8_on=_images(), target="x86-vnni")
+    assert all_four.top1[:2] == floats.top1
+    assert len(all_four.found) == 2
+    lines = str(all_four).splitlines()
+    assert [text in lines[1] for text in ("dense", "compressed", "int8")] == [True] * 3
+    assert any("top-1 of 60" in line and "100.00 %" in line for line in lines)
+    assert any(line.startswith("note: ") and "layers in 8 bits" in line for line in lines)
+    with pytest.raises(OptionError, match="test can be gone through only once; give a list of batches"):
+        result.measure(iter(test))
+    with pytest.raises(OptionError, match="target 'gpu' is not one of auto, x86-vnni, x86, arm"):
+        result.measure(test, int8_on=_images(), target="gpu")
+
+
 def test_another_module_cannot_be_loaded_into(residual: nn.Module, tmp_path: Path) -> None:
     dprp.compress(residual, images=_images(), budget="macs=0.6", rank_multiple=1, polish=0).save(tmp_path / "out")
     with pytest.raises(dprp.CheckpointError):
