@@ -65,7 +65,7 @@ def main() -> None:
         ]
         plan = plans[choose_plan(model, plans, calibration)]
         print(f"converted {evaluate(convert(model, plan, calibration=calibration), test)}", flush=True)
-        start = convert(model, plan if arguments.fixed else headroom(plan, rank_multiple=8), calibration=calibration)
+        start = convert(model, plan if arguments.fixed else headroom(plan), calibration=calibration)
         if arguments.polish:
             fitted, judges = images[:1600], images[1600:]
             polish(start, model, fitted, PolishConfig(steps=arguments.polish), held_out=judges)

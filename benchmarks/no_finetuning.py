@@ -48,7 +48,7 @@ def main() -> None:
     parser.add_argument("data")
     parser.add_argument("--budgets", type=float, nargs="+", default=[0.75, 0.5, 0.35])
     parser.add_argument("--images", type=int, default=2000)
-    parser.add_argument("--rank-multiple", type=int, default=8)
+    parser.add_argument("--rank-multiple", type=int)
     parser.add_argument("--sensitivity", type=Sensitivity, choices=list(Sensitivity), default=Sensitivity.BEST)
     parser.add_argument("--trials", type=int, help="plans to try; as many as suit without")
     parser.add_argument("--sample", type=int, help="seed of the choice of calibration images; the first ones without")

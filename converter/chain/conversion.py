@@ -22,7 +22,7 @@ from ..conversion.polishing import PolishConfig, polish, usual_steps
 from ..errors import OptionError, PlanError
 from ..lowrank.forms import Form
 from ..planning.plan import Plan
-from ..planning.planner import DEFAULT_RANK_MULTIPLE, headroom, plan_ranks
+from ..planning.planner import headroom, plan_ranks
 from ..planning.policies import LatencyBudget, MacBudget, ParamBudget, Policy
 from .data import Loader, split_calibration
 from .network import Network
@@ -65,7 +65,7 @@ class ConversionConfig:
     Attributes:
         forms: that may be used, () for all.
         keep: name patterns of layers that stay dense.
-        rank_multiple: ranks are multiples of this under a budget, >= 1.
+        rank_multiple: ranks are multiples of this under a budget, >= 1; None as in `plan_ranks`.
         images: to plan and to fit the factors on at most, where there are any.
         sensitivity: what a budget's plan takes as a layer's loss, where there are images.
         polish: steps of training without labels on the images; 0 for none, None for as many as suit.
@@ -79,7 +79,7 @@ class ConversionConfig:
 
     forms: Sequence[Form] = ()
     keep: Sequence[str] = ()
-    rank_multiple: int = DEFAULT_RANK_MULTIPLE
+    rank_multiple: int | None = None
     images: int = CALIBRATION_IMAGES
     sensitivity: Sensitivity = Sensitivity.BEST
     polish: int | None = None
@@ -88,7 +88,7 @@ class ConversionConfig:
     device: torch.device | None = None
 
     def __post_init__(self) -> None:
-        if self.rank_multiple < 1:
+        if self.rank_multiple is not None and self.rank_multiple < 1:
             raise OptionError(f"rank multiple {self.rank_multiple} is below 1; give 1 to allow every rank, or 8")
         if self.images < 0:
             raise OptionError(f"calibration images {self.images} is below 0; give 0 to go without, or about 2000")

@@ -21,7 +21,6 @@ from ..analysis.running import copied
 from ..analysis.sensitivity import Sensitivity
 from ..errors import OptionError
 from ..planning.plan import Plan
-from ..planning.planner import DEFAULT_RANK_MULTIPLE
 from ..planning.policies import Policy, parse_budget
 from ..storage.checkpoint import load_compressed, save_compressed
 from ..storage.source import Source
@@ -214,7 +213,7 @@ def compress(
     calibration_images: int = CALIBRATION_IMAGES,
     forms: Sequence[str] = (),
     keep: Sequence[str] = (),
-    rank_multiple: int = DEFAULT_RANK_MULTIPLE,
+    rank_multiple: int | None = None,
     sensitivity: str = Sensitivity.BEST.value,
     polish: int | None = None,
     learning_rate: float = CompressConfig.learning_rate,

@@ -18,14 +18,14 @@ Chain = tuple[PlainLayer, ...]
 
 
 def time_layers(
-    network: Network, layers: Survey, *, rank_multiple: int, forms: Sequence[Form] = (), threads: int = 1
+    network: Network, layers: Survey, *, rank_multiple: int | None, forms: Sequence[Form] = (), threads: int = 1
 ) -> LayerTimes:
     """Measures what a plan under a latency budget chooses from; what was measured before is read from disk.
 
     Args:
         network: dense.
         layers: its survey.
-        rank_multiple: ranks are multiples of this.
+        rank_multiple: ranks are multiples of this; None as in `plan_ranks`.
         forms: that may be used, () for all.
         threads: of ONNX Runtime.
 

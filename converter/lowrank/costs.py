@@ -7,6 +7,9 @@ from enum import Enum
 from .forms import Form, factor_shapes, full_rank
 from .shapes import LayerShape
 
+_WIDE = 64
+"""Channels of a layer."""
+
 
 class Unit(str, Enum):
     """What a budget counts."""
@@ -32,6 +35,21 @@ def factored_cost(shape: LayerShape, form: Form, rank: int, unit: Unit) -> int:
     """Cost of both factors together, for one sample."""
     first, second = factor_shapes(shape, form, rank)
     return dense_cost(first, unit) + dense_cost(second, unit)
+
+
+def rank_step(shape: LayerShape, multiple: int | None) -> int:
+    """Ranks worth trying are multiples of this.
+
+    Kernels compute channels in blocks of 8 or 16, and a block that is not full takes as long as one that is. A layer
+    of 64 channels has ranks enough in steps of 16; a thin one would have hardly any.
+
+    Args:
+        shape: of the layer.
+        multiple: as the user says; None for 8, or 16 in wide layers.
+    """
+    if multiple is not None:
+        return multiple
+    return 16 if min(shape.inputs, shape.outputs) // shape.groups >= _WIDE else 8
 
 
 def break_even_rank(shape: LayerShape, form: Form) -> int:

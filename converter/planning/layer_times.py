@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from ..analysis.surveying import Survey
 from ..errors import BudgetError
-from ..lowrank.costs import break_even_rank
+from ..lowrank.costs import break_even_rank, rank_step
 from ..lowrank.forms import Form, asked_of, factor_shapes
 from ..lowrank.shapes import LayerShape
 
@@ -42,13 +42,14 @@ class LayerTimes:
 
 
 def chains_to_time(
-    layers: Survey, rank_multiple: int, forms: Iterable[Form] = tuple(Form)
+    layers: Survey, rank_multiple: int | None, forms: Iterable[Form] = tuple(Form)
 ) -> dict[Variant, tuple[LayerShape, ...]]:
     """What a plan under a latency budget chooses from.
 
     Args:
         layers: the survey.
-        rank_multiple: ranks are multiples of this, or of a multiple of it where that would be more than a dozen.
+        rank_multiple: ranks are multiples of this, or of a multiple of it where that would be more than a dozen; None
+            as in `plan_ranks`.
         forms: that may be used.
 
     Returns:
@@ -68,7 +69,7 @@ def chains_to_time(
         if layer.reason is not None:
             continue
         for form in asked_of(layer.shape, asked):
-            for rank in timed_ranks(break_even_rank(layer.shape, form), rank_multiple):
+            for rank in timed_ranks(break_even_rank(layer.shape, form), rank_step(layer.shape, rank_multiple)):
                 found[layer.name, form, rank] = factor_shapes(layer.shape, form, rank)
     return found
 

@@ -12,7 +12,7 @@ from ..analysis.calibration import Energies
 from ..analysis.running import named
 from ..analysis.surveying import Layer, Survey
 from ..errors import BudgetError, ModelError, PlanError
-from ..lowrank.costs import Unit, break_even_rank, dense_cost, factored_cost
+from ..lowrank.costs import Unit, break_even_rank, dense_cost, factored_cost, rank_step
 from ..lowrank.decomposition import tail_energies
 from ..lowrank.forms import Form, asked_of, full_rank, matricise
 from ..lowrank.shapes import LayerShape
@@ -21,8 +21,6 @@ from .layer_times import LayerTimes
 from .plan import LayerPlan, Plan
 from .policies import Energy, FixedRank, LatencyBudget, MacBudget, ParamBudget, Policy, RankRatio
 
-DEFAULT_RANK_MULTIPLE = 8
-
 
 def plan_ranks(
     layers: Survey,
@@ -30,7 +28,7 @@ def plan_ranks(
     *,
     forms: Iterable[Form] = tuple(Form),
     keep: Sequence[str] = (),
-    rank_multiple: int = DEFAULT_RANK_MULTIPLE,
+    rank_multiple: int | None = None,
     energies: Energies | None = None,
     distortions: Energies | None = None,
     times: LayerTimes | None = None,
@@ -44,7 +42,8 @@ def plan_ranks(
             any of its own.
         keep: name patterns (`layer1.*`) of layers that stay dense.
         rank_multiple: under a budget, ranks are multiples of this, since a rank in between costs as much time as
-            the next multiple; finer ranks are used only where the budget cannot be reached otherwise.
+            the next multiple; finer ranks are used only where the budget cannot be reached otherwise. None for 8,
+            and 16 in layers of 64 channels or more.
         energies: squared errors by (layer, form) as calibration found them, or as `foretell` did, which then hold on
             other images, too; by default those of the weights.
         distortions: what a budget minimises the sum of, by (layer, form), as `foretell` found them; by default the
@@ -59,7 +58,7 @@ def plan_ranks(
         PlanError: a `keep` pattern matches no layer.
         ModelError: a weight is not finite.
     """
-    if rank_multiple < 1:
+    if rank_multiple is not None and rank_multiple < 1:
         raise PlanError(f"rank multiple {rank_multiple} is below 1; give 1 to allow every rank, or 8")
     for pattern in keep:
         if not any(_matches(layer, [pattern]) for layer in layers):
@@ -101,13 +100,13 @@ def plan_ranks(
     return whole if times is None else with_times(whole, times)
 
 
-def headroom(plan: Plan, factor: float = 1.5, *, rank_multiple: int = DEFAULT_RANK_MULTIPLE) -> Plan:
+def headroom(plan: Plan, factor: float = 1.5, *, rank_multiple: int | None = None) -> Plan:
     """The same plan at higher ranks, for fine-tuning to choose which to drop.
 
     Args:
         plan: where training shall end up.
         factor: of each layer's rank, >= 1.
-        rank_multiple: ranks are rounded up to multiples of this.
+        rank_multiple: ranks are rounded up to multiples of this; None as in `plan_ranks`.
 
     Returns:
         A plan with no layer above its break-even rank (or its own rank, where that is higher already).
@@ -117,7 +116,8 @@ def headroom(plan: Plan, factor: float = 1.5, *, rank_multiple: int = DEFAULT_RA
         assert layer.shape is not None
         assert layer.form is not None
         assert layer.rank is not None
-        wider = -(-int(layer.rank * factor) // rank_multiple) * rank_multiple
+        step = rank_step(layer.shape, rank_multiple)
+        wider = -(-int(layer.rank * factor) // step) * step
         ranks[name] = max(layer.rank, min(wider, break_even_rank(layer.shape, layer.form)))
     return plan.with_ranks(ranks)
 
@@ -228,7 +228,7 @@ def rank_steps(most: int, multiple: int) -> list[int]:
 
 
 def _within(
-    layers: Survey, options: dict[str, list[_Option]], budget: MacBudget | ParamBudget, multiple: int
+    layers: Survey, options: dict[str, list[_Option]], budget: MacBudget | ParamBudget, multiple: int | None
 ) -> dict[str, Choice]:
     unit = budget.unit
     total = layers.macs if unit is Unit.MACS else layers.params
@@ -240,10 +240,14 @@ def _within(
             costs[layer.name] = dense_cost(layer.shape, unit)
     fixed = total - sum(costs.values())
 
-    def tables(step: int) -> list[list[Choice]]:
+    def tables(step: int | None) -> list[list[Choice]]:
         return [
             [Choice(costs[name], 0.0)]
-            + [option.at(r, unit) for option in of_layer for r in rank_steps(option.break_even, step)]
+            + [
+                option.at(rank, unit)
+                for option in of_layer
+                for rank in rank_steps(option.break_even, rank_step(option.shape, step))
+            ]
             for name, of_layer in options.items()
         ]
 

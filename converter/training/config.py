@@ -69,7 +69,7 @@ class FinetuneConfig:
         rank_penalty: R.
         prune_until: part of the steps after which the budget is met.
         cuts: how many there are until then, >= 1.
-        rank_multiple: ranks are cut to multiples of this.
+        rank_multiple: ranks are cut to multiples of this; None for 8, and 16 in layers of 64 channels or more.
         clip: largest gradient norm; 0 for none.
         average: part of the old average of weights that a step leaves, 0 <= average < 1; 0 for no average.
         train_norms: whether BatchNorms learn their statistics anew; frozen ones never do.
@@ -100,7 +100,7 @@ class FinetuneConfig:
     rank_penalty: RankPenalty = RankPenalty.NONE
     prune_until: float = 0.5
     cuts: int = 10
-    rank_multiple: int = 8
+    rank_multiple: int | None = None
     clip: float = 5.0
     average: float = 0.0
     train_norms: bool = True

@@ -11,7 +11,7 @@ from ..analysis.calibration import Moments
 from ..analysis.running import named
 from ..conversion.attached import low_rank_layers
 from ..errors import BudgetError
-from ..lowrank.costs import Unit, factored_cost
+from ..lowrank.costs import Unit, factored_cost, rank_step
 from ..lowrank.decomposition import Factors, factor_tail_energies, recut, true_svd
 from ..lowrank.layers import LowRank
 from ..planning.allocate import Choice, allocate
@@ -33,7 +33,7 @@ class RankPruner:
         model: a converted network.
         plan: its plan; tells what every layer costs.
         optimizer: holds the factors; None outside of training.
-        rank_multiple: ranks are cut to multiples of this.
+        rank_multiple: ranks are cut to multiples of this; None as in `plan_ranks`.
         moments: inputs' second moments; the error is then that of the layer's output.
     """
 
@@ -43,7 +43,7 @@ class RankPruner:
         plan: Plan,
         optimizer: torch.optim.Optimizer | None,
         *,
-        rank_multiple: int,
+        rank_multiple: int | None,
         moments: Moments | None = None,
     ) -> None:
         self._plan = plan
@@ -108,7 +108,8 @@ class RankPruner:
             with named(name, "measuring its singular values"):
                 s = recut(layer.factors, layer.rank).s.reshape(-1, layer.rank)
             kept = int((s >= threshold * s[..., :1]).any(0).sum())
-            ranks[name] = min(layer.rank, -(-max(1, kept) // self._multiple) * self._multiple)
+            step = rank_step(layer.shape, self._multiple)
+            ranks[name] = min(layer.rank, -(-max(1, kept) // step) * step)
         return self.to_ranks(ranks)
 
     def check(self, budget: Budget) -> None:
@@ -134,7 +135,7 @@ class RankPruner:
         for multiple in (self._multiple, 1):
             tables = []
             for name, layer in self.layers.items():
-                ranks = {*rank_steps(layer.rank, multiple), layer.rank}
+                ranks = {*rank_steps(layer.rank, rank_step(layer.shape, multiple)), layer.rank}
                 tables.append(
                     [
                         Choice(

@@ -62,7 +62,7 @@ class MultipleOptions(Options):
         rank_multiple: Under a budget, ranks are multiples of this.
     """
 
-    rank_multiple: Annotated[int, Option(min=1)] = 8
+    rank_multiple: Annotated[int | None, Option(min=1, show_default="8, or 16 in wide layers")] = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -30,8 +30,10 @@ from dprp.converter import (
     plan_ranks,
     survey,
 )
-from dprp.converter.lowrank.costs import break_even_rank
+from dprp.converter.lowrank.costs import break_even_rank, rank_step
 from dprp.converter.planning.allocate import Choice, allocate
+from dprp.converter.planning.plan import LayerPlan
+from dprp.converter.training.pruner import RankPruner
 
 EXAMPLE = torch.zeros(1, 3, 16, 16)
 
@@ -294,3 +296,37 @@ def test_scores_that_are_not_finite_are_no_accuracy(residual: nn.Module) -> None
         residual.head.weight[0, 0] = float("nan")
     with pytest.raises(ModelError, match="the model's scores are not finite on these images"):
         evaluate(residual, [(torch.randn(4, 3, 16, 16), torch.zeros(4, dtype=torch.int64))])
+
+
+def test_wide_layers_have_coarser_steps() -> None:
+    """By default: 8, and 16 from 64 channels on, in planning, in the headroom above it and in cutting."""
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(3, 48, 3), nn.ReLU(), nn.Conv2d(48, 64, 3), nn.ReLU(), nn.Conv2d(64, 96, 3), nn.ReLU(),
+        nn.Conv2d(96, 96, 3, groups=4),
+    ).eval()  # fmt: skip
+    layers = survey(model, torch.zeros(1, 3, 16, 16))
+    shapes = {layer.name: layer.shape for layer in layers if layer.shape is not None}
+    steps = {name: rank_step(shape, None) for name, shape in shapes.items()}
+    assert steps == {"0": 8, "2": 8, "4": 16, "6": 8}
+    assert {rank_step(shape, 5) for shape in shapes.values()} == {5}
+    found = set()
+    for part in (0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9):
+        plan = plan_ranks(layers, MacBudget(part))
+        wide = headroom(plan, 1.3)
+        for name, layer in plan.factored.items():
+            assert layer.rank is not None
+            assert layer.rank % steps[name] == 0
+            wider, most = wide.factored[name].rank, _break_even(layer)
+            assert wider == most or (wider is not None and wider % steps[name] == 0)
+            found |= {layer.rank} if steps[name] == 8 else set()
+        pruner = RankPruner(convert(model, wide), wide, None, rank_multiple=None)
+        ranks = pruner.ranks_within(plan.fraction(Unit.MACS), Unit.MACS)
+        assert all(rank % steps[name] == 0 or rank == wide.factored[name].rank for name, rank in ranks.items())
+    assert any(rank % 16 for rank in found)
+
+
+def _break_even(layer: LayerPlan) -> int:
+    assert layer.shape is not None
+    assert layer.form is not None
+    return break_even_rank(layer.shape, layer.form)
