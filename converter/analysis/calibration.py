@@ -18,7 +18,7 @@ from .accuracy import device_of
 from .batch_axis import batch_axes
 from .inputs import Example, Inputs, Samples, as_samples, joined
 from .layout import laid_out
-from .memory import images_in_memory
+from .memory import images_in_memory, images_waiting
 from .norm_pairs import norm_pairs
 from .opening import opened
 from .output_metrics import OutputMetrics, output_metrics
@@ -88,7 +88,7 @@ def calibrate(
     model = opened(model, [layer.name for layer in layers])
     # More than walk through two networks at once would not be used by the conversion either.
     shapes = [layer.shape for layer in layers]
-    sample = _gather(batches, images_in_memory(shapes, images, networks=2)).to(device_of(model))
+    sample = _gather(batches, images_waiting(shapes, images)).to(device_of(model))
     sample = laid_out(model, sample)
     if not all(finite(tensor) for tensor in tensors_in(sample) if tensor.is_floating_point()):
         raise ModelError("the calibration images hold values that are not finite; check the data")

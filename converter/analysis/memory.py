@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import math
 import os
 from collections.abc import Iterable
@@ -23,6 +24,10 @@ def _quarter_of_memory() -> int:
 ACTIVATION_BYTES = _quarter_of_memory()
 """For the activations that are alive at a time: a quarter of the machine's memory, from 1.5 to 4 GiB."""
 
+_AT_ONCE = 2**29
+
+_C_LIBRARY = ctypes.CDLL(None) if os.name == "posix" else None
+
 
 def images_in_memory(shapes: Iterable[LayerShape | None], wanted: int, *, networks: int = 1) -> int:
     """Images that may be in flight at once, at least one.
@@ -37,6 +42,31 @@ def images_in_memory(shapes: Iterable[LayerShape | None], wanted: int, *, networ
     return max(1, min(wanted, ACTIVATION_BYTES // (2 * networks * max(1, largest))))
 
 
+def images_waiting(shapes: Iterable[LayerShape | None], wanted: int) -> int:
+    """Images that may wait before a layer of two networks, while some of them go on; at least one.
+
+    Args:
+        shapes: the network's layers; None is passed over.
+        wanted: how many images there are.
+    """
+    largest = max((_bytes_read(shape) for shape in shapes if shape is not None), default=1)
+    # What a layer reads waits, for each network, and half as much again in a branch beside it.
+    return max(1, min(wanted, ACTIVATION_BYTES // (3 * max(1, largest))))
+
+
+def images_at_once(shapes: Iterable[LayerShape | None]) -> int:
+    """Images that go on together, in two networks, while others wait; at least one."""
+    largest = max((_bytes(shape) for shape in shapes if shape is not None), default=1)
+    return max(1, _AT_ONCE // (4 * max(1, largest)))
+
+
+def give_back() -> None:
+    """Gives the system what was freed: glibc keeps it by the gigabyte where tensors of many sizes came and went."""
+    trim = getattr(_C_LIBRARY, "malloc_trim", None)
+    if trim is not None:
+        trim(0)
+
+
 def bytes_kept(shape: LayerShape) -> int:
     """Of what a layer reads and gives in all its calls, for one image."""
     return sum(_values(shape, call) * 4 for call in shape.calls)
@@ -44,6 +74,10 @@ def bytes_kept(shape: LayerShape) -> int:
 
 def _bytes(shape: LayerShape) -> int:
     return 4 * max((_values(shape, call) for call in shape.calls), default=0)
+
+
+def _bytes_read(shape: LayerShape) -> int:
+    return 4 * max((shape.inputs * math.prod(call.size_in) for call in shape.calls), default=0)
 
 
 def _values(shape: LayerShape, call: Map) -> int:

@@ -25,7 +25,7 @@ def run(model: nn.Module, samples: Samples) -> Any:
         ModelError: it cannot take the inputs; names the innermost of its modules that failed.
     """
     try:
-        with _every_module(), _uncompiled(model):
+        with as_written(model):
             return model(*samples.args, **samples.kwargs) if isinstance(samples, Inputs) else model(samples)
     except ConverterError:
         raise
@@ -36,6 +36,13 @@ def run(model: nn.Module, samples: Samples) -> Any:
             f"the model cannot take an input of {shapes} ({failed_in(model, error)}{first_line(error)}); give the "
             "shape and type it was made for (--input CxHxW)"
         ) from error
+
+
+@contextmanager
+def as_written(model: nn.Module) -> Iterator[None]:
+    """Every module of a network runs as its forward says: none is passed over, and none compiled."""
+    with _every_module(), _uncompiled(model):
+        yield
 
 
 @contextmanager

@@ -7,9 +7,10 @@ third of the images that the others did not see; without data, or where nothing 
 first factor sees a part of the window only, the second is fitted once more, to the layer's whole output. Where a bias
 or a norm can take up the mean of the output, the fit is to what varies around it.
 
-Both networks run as one: the batch holds the images twice, every layer computes the dense answer for the first half
+Both networks run as one: a batch holds its images twice, every layer computes the dense answer for the first half
 and its replacement's for the second, and makes its replacement when the images first reach it. One
-forward pass converts the whole network, in the order in which it runs, across branches and residual joins.
+forward pass converts the whole network, in the order in which it runs, across branches and residual joins. Batches
+walk in step, so that a layer learns from all images while no more than their way to its input is in memory.
 
 Source: asymmetric reconstruction, Zhang et al. (2015), with the whitened cut of `decompose`.
 """
@@ -24,18 +25,22 @@ import torch
 from torch import Tensor, nn
 
 from ..analysis.batch_axis import batch_axes
+from ..analysis.in_step import InStep, run_in_step
 from ..analysis.inputs import Samples, joined
-from ..analysis.memory import images_in_memory
+from ..analysis.memory import give_back, images_at_once, images_waiting
 from ..analysis.norm_pairs import norm_pairs
 from ..analysis.output_metrics import OutputMetrics
 from ..analysis.probe import evaluating
-from ..analysis.running import copied, run
+from ..analysis.running import copied
 from ..analysis.surveying import survey
 from ..errors import ConverterWarning, ModelError
 from ..lowrank.layers import LowRank
 from ..lowrank.shapes import Plain
 from ..planning.plan import Plan
-from .twins import Cut, Refit, Twin
+from .twins import Batch, Cut, Refit, Twin, Walk
+
+_FEWEST_TO_SPLIT = 12
+"""Images below which none is spared to choose a ridge by."""
 
 
 class Reconstruction(NamedTuple):
@@ -68,7 +73,7 @@ def reconstruct(
     Args:
         model: the dense network; untouched.
         plan: forms and ranks; already checked against the model.
-        images: (N, ...) calibration inputs; as many are used as fit into memory at once, twice.
+        images: (N, ...) calibration inputs; as many are used as may wait before a layer.
         ridge: of the inputs' metric in which ranks are cut, relative to the mean of a moment's diagonal.
         metrics: of the outputs; without one, every output of a layer counts the same.
         refit: whether layers that stay dense make up for those before them, too.
@@ -78,8 +83,10 @@ def reconstruct(
         ModelError: the model cannot take the images, a layer never ran or cannot be fitted; names it.
     """
     layers = survey(model, images[:1])
-    images = images[: images_in_memory([layer.shape for layer in layers], len(images), networks=2)]
-    images = joined([images[start::3] for start in range(3)])  # the last third judges
+    shapes = [layer.shape for layer in layers]
+    images = images[: images_waiting(shapes, len(images))]
+    batches, parts = _batches(images, images_at_once(shapes))
+    walk = Walk(InStep(len(batches)), batches)
     staying = {
         layer.name: layer.shape
         for layer in layers
@@ -100,7 +107,7 @@ def reconstruct(
         wanted = plan.factored.get(name)
         shape = staying[name] if wanted is None else wanted.shape
         assert shape is not None
-        where = (name, dense, shape, 2 * len(images), axes[name], name in norms, ridge, on_layer)
+        where = (name, dense, shape, walk, axes[name], name in norms, ridge, on_layer)
         if wanted is None:
             twins[dense] = Refit(*where)
         else:
@@ -110,8 +117,9 @@ def reconstruct(
         if module in twins:
             parent, _, child = name.rpartition(".")
             setattr(by_name[parent], child, twins[module])
+    give_back()
     with evaluating(walker):
-        run(walker, joined([images, images]))
+        run_in_step(walker, parts, walk.step)
     made = Reconstruction({}, {}, {})
     for twin in twins.values():
         if twin.shift is not None:
@@ -131,3 +139,14 @@ def reconstruct(
             stacklevel=3,
         )
     return made
+
+
+def _batches(images: Samples, most: int) -> tuple[list[Batch], list[Samples]]:
+    """Batches of at most so many images, and what each runs on; every third image, judges, in others."""
+    judges = len(images) // 3 if len(images) >= _FEWEST_TO_SPLIT else 0
+    ordered = joined([images[start::3] for start in range(3)])
+    batches = []
+    for first, end in ((0, len(images) - judges), (len(images) - judges, len(images))):
+        batches += [Batch(start, min(most, end - start), first > 0) for start in range(first, end, most)]
+    some = [ordered[batch.start : batch.start + batch.images] for batch in batches]
+    return batches, [joined([part, part]) for part in some]

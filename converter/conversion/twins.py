@@ -1,32 +1,71 @@
 """Layers that answer for two networks at once: as before for one half of a batch, replaced for the other.
 
 A twin makes its replacement when images first reach it, from what the layer reads in both networks and what it gives
-in the dense one; `sequential` says how.
+in the dense one; `sequential` says how. The images come in batches that walk in step, and meet in each twin: each
+brings its moments, and the last one makes the replacement of them all.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from ..analysis.in_step import InStep
 from ..analysis.running import named
 from ..lowrank.decomposition import Factors, decompose
 from ..lowrank.forms import Form, matricise, matrix_size, rebuild
 from ..lowrank.layers import LowRank, layout_of, low_rank
 from ..lowrank.moments import LARGEST_MOMENT, PairMoments, pair_moments
-from ..lowrank.refitting import refit_second
-from ..lowrank.regression import RIDGES, best_ridge, nearest_map
+from ..lowrank.refitting import refit_second, second_moments
+from ..lowrank.regression import Split, fit_on, nearest_map
 from ..lowrank.shapes import LayerShape, Plain
-
-_FEWEST_TO_SPLIT = 12
-"""Images below which none is spared to choose a ridge by."""
 
 _REFITTED, _SAMPLES = 32, 40
 """A layer that stays dense is fitted on so many images at least, and on so many samples for each of its inputs."""
+
+
+_Part = tuple[PairMoments, int, bool]
+_PartOrNone = tuple[PairMoments | None, int, bool]
+"""Moments of a batch, of how many samples they are, and whether these judge."""
+
+
+class Batch(NamedTuple):
+    """Some of the images.
+
+    Attributes:
+        start, images: the first of them, and how many they are; each is there twice, in the second half again.
+        judges: whether they judge fits instead of being fitted on.
+    """
+
+    start: int
+    images: int
+    judges: bool
+
+
+class Walk(NamedTuple):
+    """All images on their way.
+
+    Attributes:
+        step: in which batches meet.
+        batches: in order.
+    """
+
+    step: InStep
+    batches: Sequence[Batch]
+
+    @property
+    def here(self) -> Batch:
+        """The one that runs."""
+        return self.batches[self.step.place]
+
+    @property
+    def images(self) -> int:
+        """In all batches."""
+        return sum(batch.images for batch in self.batches)
 
 
 class Twin(nn.Module):
@@ -40,7 +79,7 @@ class Twin(nn.Module):
         name: str,
         dense: Plain,
         shape: LayerShape,
-        batch: int,
+        walk: Walk,
         axis: int | None,
         normed: bool,
         ridge: float,
@@ -54,10 +93,11 @@ class Twin(nn.Module):
         # Features lie on a dense layer's last axis, channels on a convolution's axis 1.
         self.axis = axis if axis == 0 or shape.linear else None
         self._shape = shape
-        self._batch = batch
+        self._walk = walk
         self._centred = normed or dense.bias is not None
         self._ridge = ridge
         self._on_layer = on_layer
+        self._autocast = torch.is_autocast_enabled(dense.weight.device.type)
 
     def __getattr__(self, name: str) -> Any:
         try:
@@ -66,77 +106,84 @@ class Twin(nn.Module):
             return getattr(super().__getattr__("dense"), name)
 
     def forward(self, input: Tensor) -> Tensor:
-        if self.axis is not None and (input.dim() <= self.axis or input.shape[self.axis] % self._batch):
-            self.axis = None
-        if self.axis is not None and self.made is None and self._unneeded(*input.chunk(2, self.axis)):
+        if self.made is None and self.axis is not None:
+            whole = self._is_whole(input)
+            self.axis = self._meet("its input", (whole, whole and self._has_changed(input)), self._agreed)
+        elif self.axis is not None and not self._is_whole(input):
             self.axis = None
         if self.axis is None:
             self._alone()
             return self.dense(input)  # type: ignore[no-any-return]
         x, z = input.chunk(2, self.axis)
-        wanted = self.dense(x)
         if self.made is None:
             with named(self.name, "fitting it"), torch.autocast(z.device.type, enabled=False):
-                self.made = self._fit(x, z, wanted)
-                self._take_up_mean(self.made, z, wanted)
+                made = self._fit(x, z)
+                if self._centred:
+                    self._take_up_mean(made, x, z)
+                self.made = made
+        wanted = self.dense(x)
         answer = self.made(z).to(wanted.dtype)
         if self.shift is not None:
             answer = answer + self._along_channels(self.shift, answer)
         return torch.cat([wanted, answer], self.axis)
 
-    def _unneeded(self, x: Tensor, z: Tensor) -> bool:
-        """Whether the dense layer may stay as it is."""
-        return False
+    def _wanted(self, x: Tensor) -> Tensor:
+        """What the dense layer gives, in the precision that the network runs in."""
+        with torch.autocast(x.device.type, enabled=self._autocast):
+            wanted: Tensor = self.dense(x)
+        return wanted
+
+    def _is_whole(self, input: Tensor) -> bool:
+        """Whether an input has a block for each image along the axis, twice."""
+        assert self.axis is not None
+        return input.dim() > self.axis and input.shape[self.axis] % (2 * self._walk.here.images) == 0
+
+    def _has_changed(self, input: Tensor) -> bool:
+        """Whether there is something to make up for."""
+        return True
+
+    def _agreed(self, inputs: list[tuple[bool, bool]]) -> int | None:
+        """The axis, if all batches lie along it, and one of them has something to learn from."""
+        return self.axis if all(whole for whole, _ in inputs) and any(changed for _, changed in inputs) else None
+
+    def _meet(self, where: str, value: Any, combine: Callable[[list[Any]], Any]) -> Any:
+        return self._walk.step.meet((self.name, where), value, combine)
 
     def _alone(self) -> None:
         """Makes the replacement without images, if there is to be one."""
 
-    def _fit(self, x: Tensor, z: Tensor, wanted: Tensor) -> LowRank | Plain:
+    def _fit(self, x: Tensor, z: Tensor) -> LowRank | Plain:
+        """The replacement, but for the mean; the same one for all batches."""
         raise NotImplementedError
 
     def _tell(self) -> None:
         if self._on_layer is not None:
             self._on_layer(self.name)
 
-    def _nearest_map(self, x: Tensor, z: Tensor, form: Form) -> tuple[Tensor, PairMoments]:
+    def _nearest_map(self, parts: list[_Part], form: Form) -> tuple[Tensor, PairMoments]:
         """The full map from z in a form, and the moments that it was found in."""
-        assert self.axis is not None
-        axis = self.axis
         matrix = matricise(self.dense.weight, self._shape, form).double()
-        count = z.shape[axis]
-        judges = self._judges(count)
+        return fit_on(
+            Split.of(parts),
+            lambda moments, ridge: nearest_map(matrix, moments, ridge),
+            lambda moments: matrix @ moments.cross,
+            centred=self._centred,
+        )
 
-        def seen(start: int, length: int) -> PairMoments:
-            there = (axis, start, length)
-            return pair_moments(x.narrow(*there), z.narrow(*there), self._shape, form)
-
-        moments, ridge = seen(0, count - judges), RIDGES[0]
-        if judges:
-            fitted, others = self._centre(moments), seen(count - judges, judges)
-            judged = self._centre(others)
-            ridge = best_ridge(lambda ridge: nearest_map(matrix, fitted, ridge), matrix @ judged.cross, judged.second)
-            moments = moments.pooled(others, judges / count)
-        moments = self._centre(moments)
-        return nearest_map(matrix, moments, ridge), moments
-
-    def _judges(self, count: int) -> int:
-        """Of so many images' blocks along the axis, those at the end that judge a fit."""
-        return count // 3 if self._batch // 2 >= _FEWEST_TO_SPLIT else 0
-
-    def _centre(self, moments: PairMoments) -> PairMoments:
-        return moments.centred() if self._centred else moments
-
-    def _take_up_mean(self, made: LowRank | Plain, z: Tensor, wanted: Tensor) -> None:
-        if not self._centred:
-            return
+    def _take_up_mean(self, made: LowRank | Plain, x: Tensor, z: Tensor) -> None:
         weight = next(made.parameters())
-        lacking = wanted.float() - made(z.to(weight.dtype)).float()
+        lacking = self._wanted(x).float() - made(z.to(weight.dtype)).float()
         channels = self._channels(lacking)
-        mean = lacking.mean([axis for axis in range(lacking.dim()) if axis != channels])
+        others = [axis for axis in range(lacking.dim()) if axis != channels]
+        part = (lacking.sum(others, dtype=torch.float64), lacking.numel() // lacking.shape[channels])
+        self._meet("its mean", part, lambda parts: self._shift_by(made, parts))
+
+    def _shift_by(self, made: LowRank | Plain, parts: list[tuple[Tensor, int]]) -> None:
+        mean = torch.stack([total for total, _ in parts]).sum(0) / sum(count for _, count in parts)
         if made.bias is not None:
             made.bias.add_(mean.to(made.bias.dtype))
         else:
-            self.shift = mean
+            self.shift = mean.float()
 
     def _channels(self, output: Tensor) -> int:
         return self._shape.channel_axis(output.dim())
@@ -163,27 +210,40 @@ class Cut(Twin):
     def _alone(self) -> None:
         if self.made is None:
             with named(self.name, "its decomposition"):
-                self.made = self._plain_cut()
+                self.made = self._layer(self._plain_cut())
             self._tell()
 
-    def _plain_cut(self) -> LowRank:
-        return self._layer(decompose(matricise(self.dense.weight, self._shape, self._form).double(), self._rank))
+    def _plain_cut(self) -> Factors:
+        return decompose(matricise(self.dense.weight, self._shape, self._form).double(), self._rank)
 
-    def _fit(self, x: Tensor, z: Tensor, wanted: Tensor) -> LowRank:
-        shape, form = self._shape, self._form
+    def _fit(self, x: Tensor, z: Tensor) -> LowRank:
+        shape, form, here = self._shape, self._form, self._walk.here
         if matrix_size(shape, form)[1] > LARGEST_MOMENT:
-            made = self._plain_cut()
-        else:
-            whole, moments = self._nearest_map(x, z, form)
-            factors = decompose(whole, self._rank, moments.ridged(self._ridge), self._metric)
-            if not shape.linear:
-                power = float(moments.second.diagonal(dim1=-2, dim2=-1).mean())
-                judges = self._judges(len(z))
-                weight, centred = self.dense.weight, self._centred
-                factors = refit_second(factors, weight, shape, form, z, wanted, power, centred=centred, judges=judges)
-            made = self._layer(factors)
-        self._tell()
+            return self._meet("its weight", None, lambda _: self._told(self._plain_cut()))  # type: ignore[no-any-return]
+        moments = pair_moments(x, z, shape, form)
+        factors, power = self._meet("its first factor", (moments, here.images, here.judges), self._first)
+        between = None if shape.linear else second_moments(factors, shape, form, z, self._wanted(x))
+        part = (between, here.images, here.judges)
+        made: LowRank = self._meet("its second factor", part, lambda parts: self._second(factors, power, parts))
         return made
+
+    def _first(self, parts: list[_Part]) -> tuple[Factors, float]:
+        """Factors of the full map, and the power of what the layer reads."""
+        whole, moments = self._nearest_map(parts, self._form)
+        factors = decompose(whole, self._rank, moments.ridged(self._ridge), self._metric)
+        return factors, float(moments.second.diagonal(dim1=-2, dim2=-1).mean())
+
+    def _second(self, factors: Factors, power: float, parts: list[_PartOrNone]) -> LowRank:
+        known = [(moments, count, judges) for moments, count, judges in parts if moments is not None]
+        if known:
+            weight, centred = self.dense.weight, self._centred
+            split = Split.of(known)
+            factors = refit_second(factors, weight, self._shape, self._form, split, power, centred=centred)
+        return self._told(factors)
+
+    def _told(self, factors: Factors) -> LowRank:
+        self._tell()
+        return self._layer(factors)
 
     def _layer(self, factors: Factors) -> LowRank:
         typed = Factors(*(part.to(self.dense.weight.dtype) for part in factors))
@@ -195,21 +255,36 @@ class Refit(Twin):
 
     made: Plain | None
 
-    def _unneeded(self, x: Tensor, z: Tensor) -> bool:
-        return torch.equal(x, z)  # nothing before it has changed
+    def _has_changed(self, input: Tensor) -> bool:
+        assert self.axis is not None
+        return not torch.equal(*input.chunk(2, self.axis))
 
-    def _fit(self, x: Tensor, z: Tensor, wanted: Tensor) -> Plain:
+    def _fit(self, x: Tensor, z: Tensor) -> Plain:
         columns = matrix_size(self._shape, Form.CHANNEL)[1]
         if columns > LARGEST_MOMENT:
-            return copy.deepcopy(self.dense)
+            return self._meet("its weight", None, lambda _: copy.deepcopy(self.dense))  # type: ignore[no-any-return]
+        x, z = self._some(x, columns), self._some(z, columns)
         assert self.axis is not None
-        samples = wanted[:1].numel() // self._shape.outputs if self.axis == 0 else 1
+        count = x.shape[self.axis]
+        moments = pair_moments(x, z, self._shape, Form.CHANNEL) if count else None
+        return self._meet("its input's moments", (moments, count, self._walk.here.judges), self._refitted)  # type: ignore[no-any-return]
+
+    def _some(self, x: Tensor, columns: int) -> Tensor:
+        """As many of the images' blocks as are needed, evenly spread over all batches."""
+        assert self.axis is not None
+        here, size = self._walk.here, x.shape[self.axis]
+        samples = self._wanted(x[:1])[:1].numel() // self._shape.outputs if self.axis == 0 else 1
         enough = max(_REFITTED, _SAMPLES * columns // max(1, samples))
-        every = max(1, x.shape[self.axis] // enough)
-        if every > 1:
-            some = torch.arange(0, x.shape[self.axis], every, device=x.device)
-            x, z = x.index_select(self.axis, some), z.index_select(self.axis, some)
-        whole, _ = self._nearest_map(x, z, Form.CHANNEL)
+        blocks = size // here.images
+        every = max(1, self._walk.images * blocks // enough)
+        if every == 1:
+            return x
+        some = torch.arange(size, device=x.device)[-here.start * blocks % every :: every]
+        return x.index_select(self.axis, some)
+
+    def _refitted(self, parts: list[_PartOrNone]) -> Plain:
+        known = [(moments, count, judges) for moments, count, judges in parts if moments is not None]
+        whole, _ = self._nearest_map(known, Form.CHANNEL)
         made = copy.deepcopy(self.dense)
         made.weight.copy_(rebuild(whole, self._shape, Form.CHANNEL).reshape(made.weight.shape))
         return made

@@ -22,7 +22,7 @@ from .decomposition import Factors, regularised, true_svd
 from .forms import Form, factor_shapes, matricise, rebuild
 from .layers import convolve
 from .moments import LARGEST_MOMENT, PairMoments, moments_of, patches
-from .regression import RIDGES, best_ridge
+from .regression import Split, fit_on
 from .shapes import LayerShape
 
 _CHUNK_BYTES = 64 * 2**20
@@ -35,47 +35,52 @@ _MOST_NOISE = 1.0
 
 
 @torch.no_grad()
+def second_moments(factors: Factors, shape: LayerShape, form: Form, z: Tensor, wanted: Tensor) -> PairMoments | None:
+    """Moments of what a layer shall give and of what its second factor reads, behind the first one.
+
+    Args:
+        factors: float64.
+        shape, form: of a convolution.
+        z: (N, inputs, ...) what the layer will read.
+        wanted: (N, outputs, ...) what it shall give; without the bias, unless they will be centred.
+
+    Returns:
+        None where there is nothing to gain, as the first factor sees the whole window, or the moment would be too
+        large.
+    """
+    first, second = factor_shapes(shape, form, factors.rank)
+    if form is Form.CHANNEL or factors.rank * math.prod(second.kernel) > LARGEST_MOMENT:
+        return None
+    kernel = rebuild(factors.v, first, Form.CHANNEL).float()
+    return moments_of(_parts(z, wanted, kernel, shape, first, second))
+
+
+@torch.no_grad()
 def refit_second(
     factors: Factors,
     weight: Tensor,
     shape: LayerShape,
     form: Form,
-    z: Tensor,
-    wanted: Tensor,
+    split: Split,
     power: float,
     *,
     centred: bool,
-    judges: int = 0,
 ) -> Factors:
     """Factors with the same first layer, and the second that is best on data.
 
     Args:
         factors: float64.
         weight: the dense layer's, of `shape.weight`.
-        shape, form: of a convolution. Where its first factor sees the whole window (`channel`) there is nothing to
-            gain.
-        z: (N, inputs, ...) what the layer will read.
-        wanted: (N, outputs, ...) what it shall give; without the bias, unless centred.
+        shape, form: of a convolution.
+        split: `second_moments` of images to fit on, and of some that judge.
         power: of the input. White noise of a part of it is added, on which the dense weight is right: what keeps the
-            fit from following few samples.
+            fit from following few samples. That part is the best one for the images that judge.
         centred: whether a bias, or a norm behind, takes up the mean.
-        judges: images at the end by which that part is chosen; where there are none it is the smallest.
 
     Returns:
-        A true SVD in float64; the factors that came in where the moment would be too large.
+        A true SVD in float64.
     """
-    first, second = factor_shapes(shape, form, factors.rank)
-    columns = factors.rank * math.prod(second.kernel)
-    if form is Form.CHANNEL or columns > LARGEST_MOMENT:
-        return factors
-    kernel = rebuild(factors.v, first, Form.CHANNEL).float()
-
-    def seen(images: slice) -> PairMoments:
-        return moments_of(_parts(z[images], wanted[images], kernel, shape, first, second))
-
-    def centre(moments: PairMoments) -> PairMoments:
-        return moments.centred() if centred else moments
-
+    _, second = factor_shapes(shape, form, factors.rank)
     reach = _reach(factors.v, shape, form)
     noise_inner, noise_cross = reach @ reach.mT, _windows(weight, shape) @ reach.mT
 
@@ -85,14 +90,7 @@ def refit_second(
         after: Tensor = torch.linalg.solve(inner, (moments.cross + noise * noise_cross).mT).mT
         return after
 
-    ridge = RIDGES[0]
-    moments = seen(slice(len(z) - judges))
-    if judges:
-        fitted, others = centre(moments), seen(slice(len(z) - judges, None))
-        judged = centre(others)
-        ridge = best_ridge(lambda ridge: solved(fitted, ridge), judged.cross, judged.second)
-        moments = moments.pooled(others, judges / len(z))
-    after = solved(centre(moments), ridge)
+    after, _ = fit_on(split, solved, lambda moments: moments.cross, centred=centred)
     outer = rebuild(after, second, Form.CHANNEL)
     return true_svd(matricise(outer, second, Form.POINTWISE), factors.v)
 

@@ -8,7 +8,8 @@ map stays to the layer's own weight.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,6 +18,70 @@ from .moments import PairMoments
 
 RIDGES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, math.inf)
 """To choose from, relative to the mean of a moment's diagonal; at infinity nothing is fitted."""
+
+
+class Split(NamedTuple):
+    """Moments of images to fit on, and of others that judge.
+
+    Attributes:
+        fitted, judged: of either; judged is None where there are too few images to spare some.
+        part: of all samples that judge, 0..1.
+    """
+
+    fitted: PairMoments
+    judged: PairMoments | None
+    part: float
+
+    @classmethod
+    def of(cls, parts: Sequence[tuple[PairMoments, int, bool]]) -> Split:
+        """Of moments, how many images or samples each is of, and whether it judges; some do not."""
+        judging = sum(count for _, count, judges in parts if judges)
+        judged = _pooled([(moments, count) for moments, count, judges in parts if judges]) if judging else None
+        fitted = _pooled([(moments, count) for moments, count, judges in parts if not judges])
+        return cls(fitted, judged, judging / sum(count for _, count, _ in parts))
+
+    def pooled(self) -> PairMoments:
+        """Over all of them."""
+        return self.fitted if self.judged is None else self.fitted.pooled(self.judged, self.part)
+
+
+def _pooled(parts: Sequence[tuple[PairMoments, int]]) -> PairMoments:
+    found, total = parts[0]
+    for moments, count in parts[1:]:
+        total += count
+        found = found.pooled(moments, count / total)
+    return found
+
+
+@torch.no_grad()
+def fit_on(
+    split: Split,
+    fit: Callable[[PairMoments, float], Tensor],
+    aim: Callable[[PairMoments], Tensor],
+    *,
+    centred: bool,
+) -> tuple[Tensor, PairMoments]:
+    """A map at the ridge that is the best one on the images that judge, fitted on all.
+
+    Args:
+        split: moments; without judges the ridge is the smallest.
+        fit: makes the map (..., m, n) of moments at a ridge.
+        aim: E[y z^T] (..., m, n) in given moments, y being what the map shall give.
+        centred: whether a bias, or a norm behind, takes up the mean.
+
+    Returns:
+        The map, and the moments it was fitted on, centred if asked for.
+    """
+
+    def centre(moments: PairMoments) -> PairMoments:
+        return moments.centred() if centred else moments
+
+    ridge = RIDGES[0]
+    if split.judged is not None:
+        fitted, judged = centre(split.fitted), centre(split.judged)
+        ridge = best_ridge(lambda ridge: fit(fitted, ridge), aim(judged), judged.second)
+    moments = centre(split.pooled())
+    return fit(moments, ridge), moments
 
 
 @torch.no_grad()

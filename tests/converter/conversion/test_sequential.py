@@ -8,8 +8,10 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torchvision.models.vision_transformer import VisionTransformer
 
 from dprp.converter import Calibration, FixedRank, Plan, calibrate, convert, plan_ranks, survey
+from dprp.converter.conversion import sequential, twins
 
 
 def _images(seed: int, count: int = 90) -> Tensor:
@@ -97,3 +99,34 @@ def test_a_conversion_that_fails_gives_the_weights_back(monkeypatch: pytest.Monk
         convert(dense, plan, calibration=calibration, inplace=True)
     assert before.keys() == dense.state_dict().keys()
     assert all(torch.equal(before[name], value) for name, value in dense.state_dict().items())
+
+
+@pytest.mark.parametrize("many", [1, 3, 17])
+def test_batches_in_step_learn_what_one_batch_would(many: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    dense = _network()
+    plan, calibration = _cut(dense, keep=("2", "9"))
+    assert sorted(plan.factored) == ["0", "5"]
+    monkeypatch.setattr(twins, "_REFITTED", 9)  # so that some of the batches have none of these
+    once = convert(dense, plan, calibration=calibration)
+    monkeypatch.setattr(sequential, "images_at_once", lambda _shapes: many)
+    told: list[str] = []
+    apart = convert(dense, plan, calibration=calibration, on_layer=told.append)
+    assert told == ["0", "5"]
+    with torch.no_grad():
+        mine, theirs, exact = (model(_images(1)) for model in (apart, once, dense))
+    assert (mine - theirs).norm() < 1e-3 * (theirs - exact).norm()
+
+
+def test_attention_learns_from_batches_in_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    dense = VisionTransformer(16, 4, num_layers=1, num_heads=2, hidden_dim=16, mlp_dim=32, num_classes=5).eval()
+    nn.init.normal_(dense.heads.head.weight)
+    images = torch.randn(40, 3, 16, 16, generator=torch.Generator().manual_seed(0)).cumsum(-1) / 3
+    layers = survey(dense, images[:1])
+    plan, calibration = plan_ranks(layers, FixedRank(4)), calibrate(dense, layers, images)
+    once = convert(dense, plan, calibration=calibration)
+    monkeypatch.setattr(sequential, "images_at_once", lambda _shapes: 7)
+    apart = convert(dense, plan, calibration=calibration)
+    with torch.no_grad():
+        mine, theirs, exact = (model(images) for model in (apart, once, dense))
+    assert (mine - theirs).norm() < 1e-3 * (theirs - exact).norm()

@@ -1,0 +1,184 @@
+"""Batches that walk through one network in step: at meeting points each waits until all the others are there.
+
+What a layer shall learn from all images need not have all of them in flight. A batch computes from one meeting to the
+next while the others wait with no more than what they carry: the layer's input, and whatever joins further on. So
+what lies between two meetings, wide maps for the most part, is in memory once and not for all images.
+
+Each batch runs in a thread of its own, which is how a forward of anybody's can be held half way. Only one of them
+runs at a time, in turn, so that nothing is computed at the same time and every run gives the same numbers.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+import torch
+from torch import nn
+
+from ..errors import ModelError
+from .inputs import Samples
+from .running import as_written, run
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+_Precision = tuple[tuple[str, torch.dtype], ...]
+
+
+def _autocast_now() -> _Precision:
+    """Devices on which there is autocast, and in which type."""
+    on = [device for device in ("cpu", "cuda") if torch.is_autocast_enabled(device)]
+    return tuple((device, torch.get_autocast_dtype(device)) for device in on)
+
+
+class _OtherFailed(BaseException):
+    """Ends the batches that wait when one of them fails."""
+
+
+class InStep:
+    """Batches that run by turns and meet.
+
+    Args:
+        count: of batches, >= 1.
+    """
+
+    def __init__(self, count: int) -> None:
+        self._count = count
+        self._turn = 0
+        self._place = threading.local()
+        self._changed = threading.Condition()
+        self._values: list[Any] = []
+        self._met: list[object] = []
+        self._result: Any = None
+        self._failure: BaseException | None = None
+
+    @property
+    def place(self) -> int:
+        """Which of the batches runs, from 0."""
+        place: int = self._place.number
+        return place
+
+    def meet(self, where: object, value: T, combine: Callable[[list[T]], R]) -> R:
+        """Waits for all batches.
+
+        Args:
+            where: names the meeting; the same for all.
+            value: what this batch brings.
+            combine: makes one thing of what all have brought, in their order; called once.
+
+        Returns:
+            What it made.
+
+        Raises:
+            ModelError: the batches do not meet at the same places: what the network does depends on its inputs.
+        """
+        if self.place == 0:
+            self._values, self._met = [], [where]
+        elif self._met != [where]:
+            raise self._apart()
+        self._values.append(value)
+        if self.place == self._count - 1:
+            values, self._values = self._values, []
+            self._result = combine(values)
+        self._pass_on()
+        return self._result  # type: ignore[no-any-return]
+
+    def run(self, walk: Callable[[int], None]) -> None:
+        """Walks all batches to their ends.
+
+        Args:
+            walk: of the batch with this number; meets the others on its way.
+
+        Raises:
+            BaseException: the first that a walk raised; the others have been ended.
+        """
+        if self._count == 1:
+            self._place.number = 0
+            walk(0)
+            return
+        precision = _autocast_now()
+        threads = [
+            threading.Thread(target=self._walked, args=(walk, place, precision)) for place in range(self._count)
+        ]
+        for thread in threads:
+            thread.start()
+        try:
+            for thread in threads:
+                thread.join()
+        except BaseException as error:  # an interrupt reaches this thread alone
+            self._fail(error)
+            for thread in threads:
+                thread.join()
+            raise
+        if self._failure is not None:
+            raise self._failure
+
+    def _walked(self, walk: Callable[[int], None], place: int, precision: _Precision) -> None:
+        self._place.number = place
+        try:
+            self._wait()
+            with contextlib.ExitStack() as stack:  # of what each thread has for itself
+                stack.enter_context(torch.no_grad())
+                for device, dtype in precision:
+                    stack.enter_context(torch.autocast(device, dtype))
+                walk(place)
+            if place == 0:
+                self._met = ["the end"]
+            elif self._met != ["the end"]:
+                raise self._apart()
+            self._give(place + 1)
+        except _OtherFailed:
+            pass
+        except BaseException as error:
+            self._fail(error)
+
+    def _pass_on(self) -> None:
+        if self._count > 1:
+            self._give((self.place + 1) % self._count)
+            self._wait()
+
+    def _give(self, place: int) -> None:
+        with self._changed:
+            self._turn = place
+            self._changed.notify_all()
+
+    def _wait(self) -> None:
+        with self._changed:
+            self._changed.wait_for(lambda: self._turn == self.place or self._failure is not None)
+            if self._failure is not None:
+                raise _OtherFailed
+
+    def _fail(self, error: BaseException) -> None:
+        with self._changed:
+            if self._failure is None:
+                self._failure = error
+            self._changed.notify_all()
+
+    def _apart(self) -> ModelError:
+        return ModelError(
+            "batches of the images take different ways through the network; give fewer images, so that one batch "
+            "holds them, or keep the layers behind the fork dense"
+        )
+
+
+def run_in_step(model: nn.Module, batches: Sequence[Samples], step: InStep) -> None:
+    """Runs a network on several batches whose layers meet in `step`.
+
+    Args:
+        model: in eval mode.
+        batches: as many as `step` counts.
+        step: that the model's layers meet in.
+
+    Raises:
+        ModelError: the model cannot take the inputs, or the batches take different ways.
+    """
+
+    def walk(place: int) -> None:
+        run(model, batches[place])
+
+    with as_written(model):
+        step.run(walk)
