@@ -97,7 +97,7 @@ class Twin(nn.Module):
         self._centred = normed or dense.bias is not None
         self._ridge = ridge
         self._on_layer = on_layer
-        self._autocast = torch.is_autocast_enabled(dense.weight.device.type)
+        self._autocast = False
 
     def __getattr__(self, name: str) -> Any:
         try:
@@ -116,6 +116,7 @@ class Twin(nn.Module):
             return self.dense(input)  # type: ignore[no-any-return]
         x, z = input.chunk(2, self.axis)
         if self.made is None:
+            self._autocast = torch.is_autocast_enabled(z.device.type)
             with named(self.name, "fitting it"), torch.autocast(z.device.type, enabled=False):
                 made = self._fit(x, z)
                 if self._centred:
