@@ -21,6 +21,9 @@ from .layer_times import LayerTimes
 from .plan import LayerPlan, Plan
 from .policies import Energy, FixedRank, LatencyBudget, MacBudget, ParamBudget, Policy, RankRatio
 
+_WORTH_IT = 0.9
+"""Finer ranks are taken where they leave less than this part of the distortion."""
+
 
 def plan_ranks(
     layers: Survey,
@@ -43,7 +46,7 @@ def plan_ranks(
         keep: name patterns (`layer1.*`) of layers that stay dense.
         rank_multiple: under a budget, ranks are multiples of this, since a rank in between costs as much time as
             the next multiple; finer ranks are used only where the budget cannot be reached otherwise. None for 8,
-            and 16 in layers of 64 channels or more.
+            and 16 in layers of 64 channels or more, if that loses hardly more than 8 everywhere.
         energies: squared errors by (layer, form) as calibration found them, or as `foretell` did, which then hold on
             other images, too; by default those of the weights.
         distortions: what a budget minimises the sum of, by (layer, form), as `foretell` found them; by default the
@@ -227,6 +230,28 @@ def rank_steps(most: int, multiple: int) -> list[int]:
     return list(range(multiple, most + 1, multiple)) or list(range(1, most + 1))
 
 
+def rank_grids(multiple: int | None) -> tuple[int | None, ...]:
+    """Multiples to plan with, the coarsest first."""
+    return (None, 8) if multiple is None else (multiple,)
+
+
+def coarsest_good(plans: Iterable[list[Choice] | None]) -> list[Choice] | None:
+    """The first of plans, from coarse to fine, that loses hardly more than the finer ones; None where there is none.
+
+    Steps are too coarse where a network has few layers, and its ranks do not add up to what a budget has room for.
+    """
+    best = None
+    for plan in plans:
+        if plan is not None and (best is None or total_distortion(plan) < _WORTH_IT * total_distortion(best)):
+            best = plan
+    return best
+
+
+def total_distortion(plan: Iterable[Choice]) -> float:
+    """Of all layers."""
+    return sum(choice.distortion for choice in plan)
+
+
 def _within(
     layers: Survey, options: dict[str, list[_Option]], budget: MacBudget | ParamBudget, multiple: int | None
 ) -> dict[str, Choice]:
@@ -251,14 +276,13 @@ def _within(
             for name, of_layer in options.items()
         ]
 
-    coarse, fine = tables(multiple), tables(1)
-    edge = sum(min(choice.cost for choice in choices) for choices in coarse)
+    grids, fine = [tables(step) for step in rank_grids(multiple)], tables(1)
+    edge = sum(min(choice.cost for choice in choices) for choices in grids[-1])
     # Below the least that multiples can cost, every rank may be used; and just above, that may still be better.
-    found = [allocate(coarse, limit - fixed), allocate(fine, min(limit - fixed, edge - 1))]
-    plans = [plan for plan in found if plan is not None]
+    on_a_grid = coarsest_good([allocate(grid, limit - fixed) for grid in grids])
+    plans = [plan for plan in (on_a_grid, allocate(fine, min(limit - fixed, edge - 1))) if plan is not None]
     if plans:
-        best = min(plans, key=lambda plan: sum(choice.distortion for choice in plan))
-        return dict(zip(options, best, strict=True))
+        return dict(zip(options, min(plans, key=total_distortion), strict=True))
     least = fixed + sum(min(choice.cost for choice in choices) for choices in fine)
     raise BudgetError(
         f"budget {budget} cannot be reached: with every layer at its smallest rank "

@@ -16,7 +16,7 @@ from ..lowrank.decomposition import Factors, factor_tail_energies, recut, true_s
 from ..lowrank.layers import LowRank
 from ..planning.allocate import Choice, allocate
 from ..planning.plan import Plan
-from ..planning.planner import rank_steps
+from ..planning.planner import coarsest_good, rank_grids, rank_steps
 from ..planning.policies import Budget
 from .optimizer_state import replace_factors
 from .record import Cut
@@ -132,7 +132,8 @@ class RankPruner:
 
     def _ranks_within(self, limit: float, unit: Unit) -> dict[str, int] | None:
         energies = {name: (self._energies(name) / self.whole[name]).tolist() for name in self.layers}
-        for multiple in (self._multiple, 1):
+
+        def allocated(multiple: int | None) -> list[Choice] | None:
             tables = []
             for name, layer in self.layers.items():
                 ranks = {*rank_steps(layer.rank, rank_step(layer.shape, multiple)), layer.rank}
@@ -147,10 +148,12 @@ class RankPruner:
                         for rank in sorted(ranks)
                     ]
                 )
-            found = allocate(tables, limit - self._others(unit))
-            if found is not None:
-                return {name: choice.rank or 1 for name, choice in zip(self.layers, found, strict=True)}
-        return None
+            return allocate(tables, limit - self._others(unit))
+
+        found = coarsest_good(map(allocated, rank_grids(self._multiple))) or allocated(1)
+        if found is None:
+            return None
+        return {name: choice.rank or 1 for name, choice in zip(self.layers, found, strict=True)}
 
 
 @torch.no_grad()
