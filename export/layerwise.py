@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from .calls import Flat, Inputs
 from .modelfile import load_model
 from .node_names import layer_outputs
+from .quantization import QUANTIZED
 from .session import Array, open_session
 from .verification import reference_copy
 
@@ -49,7 +51,7 @@ def layer_differences(
         path: a file of `to_onnx`, or what was made of one by quantisation: its nodes carry their layer's name.
         batch: what the model takes.
         scaled: layers whose outputs the file may have scaled, and the axis of their channels; each channel counts
-            but for a factor.
+            but for a factor. Those that `quantize` scaled are known.
 
     Returns:
         In the order in which the layers run; those that the file does not name, or that do not run, are left out.
@@ -70,12 +72,13 @@ def layer_differences(
     feeds = dict(zip([entry.name for entry in session.get_inputs()], flat.tensors, strict=True))
     outputs = [entry.name for entry in session.get_outputs()]
     found = dict(zip(outputs, session.run(None, {name: one.numpy() for name, one in feeds.items()}), strict=True))
+    free = {**_drawn(file), **(scaled or {})}
     differences = []
     for layer, call, expected in wanted:
         if call < len(names.get(layer, ())):
             actual = np.asarray(found[names[layer][call]])
-            if scaled and layer in scaled:
-                actual = _unscaled(expected, actual, scaled[layer])
+            if layer in free:
+                actual = _unscaled(expected, actual, free[layer])
             differences.append(LayerDifference(layer, call, _relative(expected, actual)))
     return differences
 
@@ -83,6 +86,14 @@ def layer_differences(
 def first_difference(differences: list[LayerDifference], tolerance: float) -> LayerDifference | None:
     """The first that is larger."""
     return next((one for one in differences if not one.relative <= tolerance), None)
+
+
+def _drawn(file: onnx.ModelProto) -> dict[str, int]:
+    """Layers whose outputs were scaled when the file was quantised, and the axis of their channels."""
+    about = {entry.key: entry.value for entry in file.metadata_props}
+    names = json.loads(about[QUANTIZED]).get("drawn", ()) if QUANTIZED in about else ()
+    drawn = [node for node in file.graph.node if node.name in names]
+    return {node.name.rpartition("/")[0]: 1 if node.op_type == "Conv" else -1 for node in drawn}
 
 
 def _watched(model: nn.Module, flat: Flat) -> list[tuple[str, int, Array]]:

@@ -74,7 +74,7 @@ class Quantization:
         products: convolutions and products in the file.
         floats: names of those that stay in float32, as asked for.
         islands: names of those that the runtime computes in float32 all the same, between integers.
-        drawn: pairs of them with nothing in between, whose ranges in between were drawn together.
+        drawn: names of those whose outputs were scaled, as nothing stands before the next: see `ranges_between`.
     """
 
     recipe: Recipe
@@ -83,7 +83,7 @@ class Quantization:
     products: int
     floats: tuple[str, ...]
     islands: tuple[str, ...]
-    drawn: int
+    drawn: tuple[str, ...]
 
     def __str__(self) -> str:
         text = f"{self.products - len(self.floats)} of {self.products} layers in 8 bits: {self.recipe}"

@@ -28,7 +28,7 @@ _FARTHEST = 1e4
 _Pair = tuple[onnx.NodeProto, onnx.NodeProto]
 
 
-def draw_together(model: onnx.ModelProto, batches: Sequence[Array], part: float, label: str) -> int:
+def draw_together(model: onnx.ModelProto, batches: Sequence[Array], part: float, label: str) -> tuple[str, ...]:
     """Scales the channels between any two products that follow each other. In place; the function stays.
 
     Args:
@@ -38,7 +38,7 @@ def draw_together(model: onnx.ModelProto, batches: Sequence[Array], part: float,
         label: what errors call the file.
 
     Returns:
-        How many such pairs there are.
+        Names of the first nodes of these pairs, whose outputs have been scaled.
 
     Raises:
         ModelFileError: the model cannot take the images.
@@ -48,12 +48,12 @@ def draw_together(model: onnx.ModelProto, batches: Sequence[Array], part: float,
     for (first, second), ranges in zip(pairs, _ranges(model, pairs, batches, label), strict=True):
         most = ranges.max()
         if not most > 0:
-            continue
+            continue  # what gives nothing may be scaled by 1
         scale = (most / np.maximum(ranges, most / _FARTHEST)) ** part
         for name in first.input[1:]:
             _multiply(weights[name], scale, _output_axis(first, weights[name]))
         _multiply(weights[second.input[1]], 1 / scale, _input_axis(second))
-    return len(pairs)
+    return tuple(first.name for first, _ in pairs)
 
 
 def _pairs(graph: onnx.GraphProto, weights: dict[str, onnx.TensorProto]) -> Iterator[_Pair]:

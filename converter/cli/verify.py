@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ...export import (
     LayerDifference,
@@ -23,7 +23,6 @@ from ..chain.device import pick_device
 from ..chain.exporting import plain_network
 from ..chain.network import Network
 from ..errors import OptionError
-from ..lowrank.plain import FusedPair
 from .asked import asked_network
 from .verbs import VerifyOptions
 
@@ -97,15 +96,8 @@ def verify(asked: VerifyOptions) -> Verified:
     tolerance = usual[0] if asked.tolerance is None else asked.tolerance
     inner = usual[1] if asked.layer_tolerance is None else asked.layer_tolerance
     outputs = verify_file(plain, asked.file, batches, tolerance=tolerance)
-    scaled = _first_halves(plain) if quantised else {}  # whose ranges were drawn together
-    found = layer_differences(plain, asked.file, batches[0], scaled=scaled)
+    found = layer_differences(plain, asked.file, batches[0])
     return Verified(str(asked.file), outputs, len(found), first_difference(found, inner))
-
-
-def _first_halves(model: nn.Module) -> dict[str, int]:
-    """The first layer of each pair of factors, whose scale is nobody's business, and the axis of its channels."""
-    pairs = {name: module for name, module in model.named_modules() if isinstance(module, FusedPair)}
-    return {f"{name}.0": -1 if pair.shape.linear else 1 for name, pair in pairs.items()}
 
 
 def _batches(asked: VerifyOptions, network: Network) -> Iterator[Tensor]:
