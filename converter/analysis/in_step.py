@@ -35,6 +35,10 @@ def _autocast_now() -> _Precision:
     return tuple((device, torch.get_autocast_dtype(device)) for device in on)
 
 
+class OtherWaysError(ModelError):
+    """Batches do not meet at the same places, as what the network does depends on its inputs."""
+
+
 class _OtherFailed(BaseException):
     """Ends the batches that wait when one of them fails."""
 
@@ -74,7 +78,7 @@ class InStep:
             What it made.
 
         Raises:
-            ModelError: the batches do not meet at the same places: what the network does depends on its inputs.
+            OtherWaysError: the batches do not meet at the same places.
         """
         if self.place == 0:
             self._values, self._met = [], [where]
@@ -158,11 +162,8 @@ class InStep:
                 self._failure = error
             self._changed.notify_all()
 
-    def _apart(self) -> ModelError:
-        return ModelError(
-            "batches of the images take different ways through the network; give fewer images, so that one batch "
-            "holds them, or keep the layers behind the fork dense"
-        )
+    def _apart(self) -> OtherWaysError:
+        return OtherWaysError("batches of the images take different ways through the network; give one batch")
 
 
 def run_in_step(model: nn.Module, batches: Sequence[Samples], step: InStep) -> None:
@@ -174,7 +175,8 @@ def run_in_step(model: nn.Module, batches: Sequence[Samples], step: InStep) -> N
         step: that the model's layers meet in.
 
     Raises:
-        ModelError: the model cannot take the inputs, or the batches take different ways.
+        OtherWaysError: the batches take different ways.
+        ModelError: the model cannot take the inputs.
     """
 
     def walk(place: int) -> None:

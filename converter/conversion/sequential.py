@@ -25,9 +25,9 @@ import torch
 from torch import Tensor, nn
 
 from ..analysis.batch_axis import batch_axes
-from ..analysis.in_step import InStep, run_in_step
+from ..analysis.in_step import InStep, OtherWaysError, run_in_step
 from ..analysis.inputs import Samples, joined
-from ..analysis.memory import give_back, images_at_once, images_waiting
+from ..analysis.memory import give_back, images_at_once, images_in_memory, images_waiting
 from ..analysis.norm_pairs import norm_pairs
 from ..analysis.output_metrics import OutputMetrics
 from ..analysis.probe import evaluating
@@ -85,8 +85,6 @@ def reconstruct(
     layers = survey(model, images[:1])
     shapes = [layer.shape for layer in layers]
     images = images[: images_waiting(shapes, len(images))]
-    batches, parts = _batches(images, images_at_once(shapes))
-    walk = Walk(InStep(len(batches)), batches)
     staying = {
         layer.name: layer.shape
         for layer in layers
@@ -98,30 +96,40 @@ def reconstruct(
     }
     axes = batch_axes(model, [*plan.factored, *staying], images)
     norms = {pair.layer: pair.norm for pair in norm_pairs(model, [images[:2]])}
-    walker = copied(model)
-    by_name = dict(walker.named_modules(remove_duplicate=False))
-    twins: dict[nn.Module, Twin] = {}
-    for name in (*plan.factored, *staying):
-        dense = by_name[name]
-        assert isinstance(dense, Plain)
-        wanted = plan.factored.get(name)
-        shape = staying[name] if wanted is None else wanted.shape
-        assert shape is not None
-        where = (name, dense, shape, walk, axes[name], name in norms, ridge, on_layer)
-        if wanted is None:
-            twins[dense] = Refit(*where)
-        else:
-            metric = (metrics or {}).get(name)
-            twins[dense] = Cut(*where, form=wanted.form, rank=wanted.rank, metric=metric)
-    for name, module in by_name.items():
-        if module in twins:
-            parent, _, child = name.rpartition(".")
-            setattr(by_name[parent], child, twins[module])
-    give_back()
-    with evaluating(walker):
-        run_in_step(walker, parts, walk.step)
+
+    def twins_after(batches: list[Batch], parts: list[Samples]) -> list[Twin]:
+        walk = Walk(InStep(len(batches)), batches)
+        walker = copied(model)
+        by_name = dict(walker.named_modules(remove_duplicate=False))
+        twins: dict[nn.Module, Twin] = {}
+        for name in (*plan.factored, *staying):
+            dense = by_name[name]
+            assert isinstance(dense, Plain)
+            wanted = plan.factored.get(name)
+            shape = staying[name] if wanted is None else wanted.shape
+            assert shape is not None
+            where = (name, dense, shape, walk, axes[name], name in norms, ridge, on_layer)
+            if wanted is None:
+                twins[dense] = Refit(*where)
+            else:
+                metric = (metrics or {}).get(name)
+                twins[dense] = Cut(*where, form=wanted.form, rank=wanted.rank, metric=metric)
+        for name, module in by_name.items():
+            if module in twins:
+                parent, _, child = name.rpartition(".")
+                setattr(by_name[parent], child, twins[module])
+        give_back()
+        with evaluating(walker):
+            run_in_step(walker, parts, walk.step)
+        return list(twins.values())
+
+    try:
+        twins = twins_after(*_batches(images, images_at_once(shapes)))
+    except OtherWaysError:  # one batch takes one way, and none is spared to judge
+        some = images[: images_in_memory(shapes, len(images), networks=2)]
+        twins = twins_after([Batch(0, len(some), judges=False)], [joined([some, some])])
     made = Reconstruction({}, {}, {})
-    for twin in twins.values():
+    for twin in twins:
         if twin.shift is not None:
             made.shifts[norms[twin.name]] = twin.shift
         if isinstance(twin.made, LowRank):
@@ -130,7 +138,7 @@ def reconstruct(
             made.refits[twin.name] = twin.made
         elif twin.name in plan.factored:
             raise ModelError(f"{twin.name}: did not run on the calibration images; keep it dense")
-    alone = [twin.name for twin in twins.values() if twin.axis is None and twin.name in plan.factored]
+    alone = [twin.name for twin in twins if twin.axis is None and twin.name in plan.factored]
     if alone:
         warnings.warn(
             f"{', '.join(alone)}: fitted to the weights alone, as the input does not carry the calibration images "

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from dprp.converter import ModelError
-from dprp.converter.analysis.in_step import InStep, run_in_step
+from dprp.converter.analysis.in_step import InStep, OtherWaysError, run_in_step
 
 
 @settings(max_examples=30, deadline=None)
@@ -77,7 +77,7 @@ def test_other_ways_are_found(ways: tuple[str, ...]) -> None:
         for where in ways[place]:
             step.meet(where, None, list)
 
-    with pytest.raises(ModelError, match="batches of the images take different ways through the network"):
+    with pytest.raises(OtherWaysError, match="batches of the images take different ways through the network"):
         step.run(walk)
 
 

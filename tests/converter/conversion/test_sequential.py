@@ -130,3 +130,29 @@ def test_attention_learns_from_batches_in_step(monkeypatch: pytest.MonkeyPatch) 
     with torch.no_grad():
         mine, theirs, exact = (model(images) for model in (apart, once, dense))
     assert (mine - theirs).norm() < 1e-3 * (theirs - exact).norm()
+
+
+class _Forks(nn.Module):
+    """Bright images take another way."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.dark, self.bright = nn.Linear(12, 12), nn.Linear(12, 8), nn.Linear(12, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        between = self.first(x)
+        way = self.bright if bool(x.sum() > 0) else self.dark
+        both: Tensor = way(between) + self.dark(between)
+        return both
+
+
+def test_where_batches_take_different_ways_one_takes_them_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    dense = _Forks().eval()
+    images = torch.cat([torch.randn(30, 12) + 1, torch.randn(20, 12) - 1])
+    plan = plan_ranks(survey(dense, images), FixedRank(3))
+    assert sorted(plan.factored) == ["bright", "dark", "first"]
+    monkeypatch.setattr(sequential, "images_at_once", lambda _shapes: 5)
+    converted = convert(dense, plan, calibration=calibrate(dense, survey(dense, images), images))
+    with torch.no_grad():
+        assert (converted(images) - dense(images)).norm() < 0.8 * dense(images).norm()
