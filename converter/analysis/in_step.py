@@ -106,7 +106,8 @@ class InStep:
             return
         precision = _autocast_now()
         threads = [
-            threading.Thread(target=self._walked, args=(walk, place, precision)) for place in range(self._count)
+            threading.Thread(target=self._walked, args=(walk, place, precision), name=f"dprp in step {place}")
+            for place in range(self._count)
         ]
         for thread in threads:
             thread.start()

@@ -130,6 +130,7 @@ def test_a_file_of_8_bits_keeps_small_channels(
     target: Target, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of channels far smaller than the largest, which the second layer makes large again."""
+    torch.manual_seed(0)
     layers = _spread(nn.Sequential(nn.Conv2d(3, 6, 1, bias=False), nn.Conv2d(6, 8, 1)))
     with torch.no_grad():
         layers[1].weight.div_(torch.logspace(-1.5, 1.5, 6).reshape(1, 6, 1, 1))  # type: ignore[operator]
