@@ -1,13 +1,12 @@
-"""The scale between two factors, chosen for integers of 8 bits.
+"""The scale between two factors, chosen so that the channels between them have equal ranges, or nearly so.
 
 Nothing stands between u and v, so that u D^-1 and D v compute the same for any diagonal D. Integers of 8 bits have
 one step for all channels of an activation: where one channel is a hundred times as large as another, nothing of the
 other is left. But what D makes larger there it makes smaller in u, whose weights have one step for all channels, too;
-and an error of weights is the same at all places and adds up, where one of activations averages out. So ranges meet
-half way: each is as many times closer to the largest as it is then still away from it.
+so that a part of the way is often better: docs/RESULTS.md has the figures.
 
 Source: cross-layer equalisation, Nagel et al. (2019), "Data-free quantization through weight equalization", with
-ranges as seen on images; between linear layers no property of an activation is needed. Half way is ours.
+ranges as seen on images; between linear layers no property of an activation is needed. A part of the way is ours.
 """
 
 from __future__ import annotations
@@ -21,17 +20,15 @@ from torch import Tensor, nn
 from ..analysis.inputs import Samples
 from ..analysis.probe import evaluating
 from ..analysis.running import run
+from ..errors import OptionError
 from ..lowrank.plain import FusedPair
 
 _FARTHEST = 1e4
 """Between the smallest and the largest range that count: what hardly moves stays small."""
 
-_HALF_WAY = 0.5
-"""To equal ranges; docs/RESULTS.md has other parts of the way beside it."""
-
 
 @torch.no_grad()
-def equalise(model: nn.Module, images: Samples, part: float = _HALF_WAY) -> None:
+def equalise(model: nn.Module, images: Samples, part: float = 1.0) -> None:
     """Draws the ranges of the channels inside each pair together on these images. In place; the function stays.
 
     Args:
@@ -40,8 +37,11 @@ def equalise(model: nn.Module, images: Samples, part: float = _HALF_WAY) -> None
         part: of the way to equal ranges, 0..1.
 
     Raises:
+        OptionError: another part.
         ModelError: the model cannot take the images.
     """
+    if not 0.0 <= part <= 1.0:
+        raise OptionError(f"equalise {part:g} is not in 0..1; give True for equal ranges, or a part such as 0.5")
     pairs = [module for module in model.modules() if isinstance(module, FusedPair)]
     ranges: dict[FusedPair, Tensor] = {}
 

@@ -15,7 +15,7 @@ from .fold import fold_proved, with_noise
 from .trial import Trial
 
 
-def fuse(model: nn.Module, example: Example | None = None, *, equalise: bool = False) -> nn.Module:
+def fuse(model: nn.Module, example: Example | None = None, *, equalise: bool | float = False) -> nn.Module:
     """A copy made of plain layers only, in eval mode, with the same outputs.
 
     Args:
@@ -23,8 +23,9 @@ def fuse(model: nn.Module, example: Example | None = None, *, equalise: bool = F
         example: (N, ...) an input like those to come: it finds out which BatchNorm follows which layer, and proves
             that outputs stay what they are. By default a few of the images that the network was calibrated on, or
             noise of the shape that the plan was made for.
-        equalise: draw the ranges of the channels between two factors together on the example, for integers of 8
-            bits; tens of real images say more than two.
+        equalise: give the channels between two factors equal ranges on the example, for integers of 8 bits; tens of
+            real images say more than two. A number from 0 to 1 goes so far towards equal ranges only; 0.5 is often
+            best. `dprp quantize` does that itself.
 
     Returns:
         The network in layers of torch's own: two in a row for each low-rank layer, or one where that is cheaper.
@@ -54,5 +55,5 @@ def fuse(model: nn.Module, example: Example | None = None, *, equalise: bool = F
         raise ModelError(f"the network in plain layers does not compute what the converted one does: {wrong}")
     fold_proved(fused, inputs)
     if equalise:
-        equalise_ranges(fused, as_samples(example))
+        equalise_ranges(fused, as_samples(example), float(equalise))
     return fused

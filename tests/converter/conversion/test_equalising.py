@@ -1,13 +1,14 @@
-"""Ranges between two factors meet half way, and the function stays."""
+"""Ranges between two factors meet, and the function stays."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from dprp.converter import FixedRank, LowRank, convert, fuse, plan_ranks, survey
+from dprp.converter import FixedRank, LowRank, OptionError, convert, fuse, plan_ranks, survey
 from dprp.converter.conversion.equalising import equalise
 from dprp.converter.lowrank.decomposition import decompose
 from dprp.converter.lowrank.forms import Form, full_rank, matricise
@@ -27,14 +28,14 @@ def ranges(pair: FusedPair, x: Tensor) -> Tensor:
     return between.abs().movedim(axis, 0).flatten(1).amax(1)
 
 
-def _half_way(ranges: Tensor) -> Tensor:
-    return ranges * (ranges.max() / ranges.clamp_min(ranges.max() / 1e4)).sqrt()
+def _drawn(ranges: Tensor, part: float) -> Tensor:
+    return ranges * (ranges.max() / ranges.clamp_min(ranges.max() / 1e4)) ** part
 
 
 @torch.no_grad()
-@given(layers())
+@given(layers(), st.sampled_from([0.25, 0.5, 1.0]))
 @settings(max_examples=60, deadline=None)
-def test_ranges_meet_half_way_and_the_function_stays(case: tuple[Plain, Tensor]) -> None:
+def test_ranges_meet_and_the_function_stays(case: tuple[Plain, Tensor], part: float) -> None:
     layer, x = case
     shape = called(layer, x)
     rank = max(1, full_rank(shape, Form.CHANNEL) - 1)
@@ -44,23 +45,24 @@ def test_ranges_meet_half_way_and_the_function_stays(case: tuple[Plain, Tensor])
     if not isinstance(pair, FusedPair):
         return
     before, old = pair(x), ranges(pair, x)
-    equalise(pair, x)
+    equalise(pair, x, part)
     torch.testing.assert_close(pair(x), before, rtol=1e-9, atol=1e-11)
-    torch.testing.assert_close(ranges(pair, x), _half_way(old), rtol=1e-5, atol=1e-9)
+    torch.testing.assert_close(ranges(pair, x), _drawn(old, part), rtol=1e-5, atol=1e-9)
 
 
 @torch.no_grad()
-def test_fuse_does_it_in_a_network(residual: nn.Module) -> None:
+@pytest.mark.parametrize("how", [True, 0.5])
+def test_fuse_does_it_in_a_network(residual: nn.Module, how: bool | float) -> None:
     images = torch.randn(20, 3, 16, 16)
     small = convert(residual, plan_ranks(survey(residual, images), FixedRank(4)))
-    plain, equal = fuse(small, images), fuse(small, images, equalise=True)
+    plain, equal = fuse(small, images), fuse(small, images, equalise=how)
     assert any(isinstance(module, LowRank) for module in small.modules())
     torch.testing.assert_close(equal(images), plain(images), rtol=1e-4, atol=1e-5)
     before, after = _seen(plain, images), _seen(equal, images)
     assert before
     assert before.keys() == after.keys()
     for name, old in before.items():
-        torch.testing.assert_close(after[name], _half_way(old), rtol=1e-3, atol=1e-6)
+        torch.testing.assert_close(after[name], _drawn(old, float(how)), rtol=1e-3, atol=1e-6)
 
 
 def _seen(model: nn.Module, images: Tensor) -> dict[str, Tensor]:
@@ -80,6 +82,13 @@ def _seen(model: nn.Module, images: Tensor) -> dict[str, Tensor]:
     for handle in handles:
         handle.remove()
     return found
+
+
+def test_other_parts_are_refused(residual: nn.Module) -> None:
+    small = convert(residual, plan_ranks(survey(residual, torch.zeros(1, 3, 16, 16)), FixedRank(4)))
+    for part in (1.5, -0.1, float("nan")):
+        with pytest.raises(OptionError, match=r"equalise .* is not in 0\.\.1; give True for equal ranges, or a part"):
+            fuse(small, torch.randn(2, 3, 16, 16), equalise=part)
 
 
 def test_channels_without_a_range_stay(residual: nn.Module) -> None:
