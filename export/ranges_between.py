@@ -72,7 +72,8 @@ def _is_product(node: onnx.NodeProto, weights: dict[str, onnx.TensorProto], read
     if not own or node.op_type not in ("Conv", "Gemm", "MatMul"):
         return False
     kernel, *bias = (weights[name].dims for name in node.input[1:])
-    return not _attribute(node, "transA", 0) and len(kernel) >= 2 and all(len(dims) == 1 for dims in bias)
+    one_matrix = node.op_type == "Conv" or len(kernel) == 2  # not one for each of several batches
+    return one_matrix and not _attribute(node, "transA", 0) and all(len(dims) == 1 for dims in bias)
 
 
 def _ranges(model: onnx.ModelProto, pairs: Sequence[_Pair], batches: Sequence[Array], label: str) -> Iterator[Array]:
@@ -101,7 +102,7 @@ def _output_axis(node: onnx.NodeProto, tensor: onnx.TensorProto) -> int:
     """Where a product's weight or bias has its outputs."""
     if node.op_type == "Conv" or len(tensor.dims) == 1 or _attribute(node, "transB", 0):
         return 0
-    return len(tensor.dims) - 1
+    return 1
 
 
 def _input_axis(node: onnx.NodeProto) -> int:

@@ -30,20 +30,11 @@ from .conversion import CALIBRATION_IMAGES, forms_from, sensitivity_from
 from .data import Loader, held_out
 from .device import pick_device
 from .exporting import export_network
-from .folder import (
-    COMPRESSED,
-    COMPRESSED_INT8,
-    COMPRESSED_ONNX,
-    DENSE_INT8,
-    DENSE_ONNX,
-    PLAN,
-    SUMMARY,
-    check_folder,
-    made_whole,
-)
+from .folder import COMPRESSED, COMPRESSED_ONNX, DENSE_ONNX, PLAN, SUMMARY, check_folder, made_whole
 from .int8 import in_8_bits
+from .measure import measured_in
 from .network import Network
-from .side_by_side import SideBySide, measured
+from .side_by_side import SideBySide
 from .targets import check_onnx_target
 from .totals import costs
 from .verdict import Verdict
@@ -197,8 +188,7 @@ class Compressed:
                 export_network(network, folder / file, self.example)
             images = None if int8_on is None else torch.split(int8_on.detach().cpu(), _BATCH)
             found = () if images is None else in_8_bits(folder, images, target=Target(target))
-            names = [DENSE_ONNX, COMPRESSED_ONNX, *([DENSE_INT8, COMPRESSED_INT8] if found else [])]
-            return measured({name: folder / name for name in names}, test, *found, threads=threads)
+            return measured_in(folder, test, *found, threads=threads)
 
 
 def compress(

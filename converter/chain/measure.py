@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from ...export import Quantization, Verification, op_counts
 from ..lowrank.costs import Unit
 from ..planning.plan import Plan
 from .data import Loader
 from .folder import COMPRESSED_INT8, COMPRESSED_ONNX, DENSE_INT8, DENSE_ONNX
-from .side_by_side import measured
+from .side_by_side import SideBySide, measured
 from .summary import Figures, Summary, remarks
 from .versions import versions
 
@@ -46,8 +48,7 @@ def summarise(
     Raises:
         ExportError: a file cannot be scored or timed.
     """
-    names = [DENSE_ONNX, COMPRESSED_ONNX, *([DENSE_INT8, COMPRESSED_INT8] if found else [])]
-    files = measured({name: work / name for name in names}, test, *found, threads=threads)
+    files = measured_in(work, test, *found, threads=threads)
     counts = [
         {unit: plan.dense_total(unit) for unit in Unit},
         {unit: plan.total(unit) for unit in Unit},
@@ -84,6 +85,20 @@ def summarise(
         folder=folder,
         made_by=made_by,
     )
+
+
+def measured_in(work: Path, test: Iterable[Any], *found: Quantization, threads: int) -> SideBySide:
+    """Scores and times the files of a folder.
+
+    Args:
+        work: holds the dense and the compressed one, and both in 8 bits where these were made.
+        test, found, threads: as for `measured`.
+
+    Raises:
+        ExportError: a file cannot be scored or timed.
+    """
+    names = [DENSE_ONNX, COMPRESSED_ONNX, *([DENSE_INT8, COMPRESSED_INT8] if found else [])]
+    return measured({name: work / name for name in names}, test, *found, threads=threads)
 
 
 def new_operators(dense: Path, compressed: Path) -> list[str]:

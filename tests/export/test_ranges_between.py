@@ -104,7 +104,20 @@ def test_ranges_meet_and_the_function_stays(case: str, part: float, tmp_path: Pa
     np.testing.assert_allclose(after.max(1), old * (old.max() / old) ** part, rtol=1e-4)
 
 
-@pytest.mark.parametrize("make", [_ReadTwice, _OneWeight])
+class _Stacked(nn.Module):
+    """Products with one matrix for each of three batches, as many as there are channels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Parameter(torch.randn(3, 8, 3) * torch.logspace(-1.5, 1.5, 3))
+        self.second = nn.Parameter(torch.randn(3, 3, 4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        twice: Tensor = x @ self.first @ self.second
+        return twice
+
+
+@pytest.mark.parametrize("make", [_ReadTwice, _OneWeight, _Stacked])
 def test_what_others_read_stays(make: type[nn.Module], tmp_path: Path) -> None:
     x = torch.randn(4, 3, 8, 8)
     to_onnx(_spread(make()), x, tmp_path / "a.onnx")
