@@ -85,7 +85,7 @@ def calibrate(
     Raises:
         ModelError: no images, images or weights that are not finite, or images that the model cannot take.
     """
-    model = opened(model, [layer.name for layer in layers])
+    model = opened(model, [layer.name for layer in layers], layers.products)
     # More than walk through two networks at once would not be used by the conversion either.
     shapes = [layer.shape for layer in layers]
     sample = _gather(batches, images_waiting(shapes, images)).to(device_of(model))

@@ -1,8 +1,10 @@
-"""Networks whose attention is open: it calls layers, where it read their weights before."""
+"""Networks whose layers lie open: attention calls layers, where it read their weights before; pairs of layers with
+nothing in between are one."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -12,6 +14,7 @@ from ..lowrank.attention import OpenAttention, PackedAttention
 from ..lowrank.window_attention import OpenWindowAttention
 from .inputs import Samples
 from .probe import evaluating
+from .products import Products, join_in_place
 from .running import copied, run, same_noise
 
 _MULTI_HEAD = ("torch.nn.modules.activation", "MultiheadAttention")
@@ -28,31 +31,37 @@ _KINDS: dict[tuple[str, str], dict[type[nn.Module], tuple[str, ...]]] = {
 """What each may become, and the layers whose names ask for it."""
 
 
-def opened(model: nn.Module, names: Iterable[str]) -> nn.Module:
+def opened(model: nn.Module, names: Iterable[str], products: Products = MappingProxyType({})) -> nn.Module:
     """A network with the same function, and the same weights in memory, in which attention's projections are layers.
 
     Args:
         model: untouched.
         names: of layers that are asked for, as `Survey` and `Plan` have them; attention none of whose new layers is
             among them stays closed. `layers_inside` gives all.
+        products: pairs of layers that become one each, with a weight of its own.
 
     Returns:
         The model itself where there is nothing to open.
+
+    Raises:
+        PlanError: the model has no such pair of layers.
     """
     asked = set(names)
-    if not _wanted(model, asked):
+    if not products and not _wanted(model, asked):
         return model
     twin = copied(model, share=True)
-    open_in_place(twin, asked, own=False)
+    open_in_place(twin, asked, products, own=False)
     return twin
 
 
-def open_in_place(model: nn.Module, names: Iterable[str], *, own: bool = True) -> None:
-    """Opens the attention of a network itself, as `opened`.
+def open_in_place(
+    model: nn.Module, names: Iterable[str], products: Products = MappingProxyType({}), *, own: bool = True
+) -> None:
+    """Opens a network itself, as `opened`.
 
     Args:
         model: changed.
-        names: as for `opened`.
+        names, products: as for `opened`.
         own: give the layers weights of their own; False lets them share the memory of those that were there.
     """
     made: dict[nn.Module, nn.Module] = {}
@@ -61,6 +70,7 @@ def open_in_place(model: nn.Module, names: Iterable[str], *, own: bool = True) -
             made[attention] = kind(attention, own=own)
         parent, _, child = name.rpartition(".")
         setattr(model.get_submodule(parent), child, made[attention])
+    join_in_place(model, products)
 
 
 def layers_inside(model: nn.Module, samples: Samples) -> list[str]:

@@ -150,7 +150,7 @@ def foretell(
     relative = {key: energy / energy[0].clamp_min(1e-300) for key, energy in calibration.energies.items()}
     free = [layer for layer in layers if layer.reason is None]
     images = calibration.images[: _images(layers, free)]
-    probe = copied(opened(model, [layer.name for layer in layers]))
+    probe = copied(opened(model, [layer.name for layer in layers], layers.products))
     for parameter in probe.parameters():
         parameter.requires_grad_(False)
     axes = batch_axes(probe, [layer.name for layer in free], images)

@@ -8,20 +8,22 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import Tensor, nn
 
-from ..lowrank.costs import break_even_rank
+from ..lowrank.costs import Unit, break_even_rank, dense_cost
 from ..lowrank.forms import Form, forms_for, full_rank
 from ..lowrank.layers import LowRank
-from ..lowrank.shapes import LayerShape, shape_of
+from ..lowrank.products import Product
+from ..lowrank.shapes import LayerShape, Plain, shape_of
 from ..tables import table
 from .inputs import Example, as_samples
 from .obstacles import obstacle_of, refuse, too_small
 from .opening import layers_inside, opened
 from .probe import COUNTED, Call, probe
+from .products import Products, joined, params_before, products_in
 
 OUTSIDE = "(outside of layers)"
 """Instead of a name, of what no layer computes."""
@@ -41,6 +43,7 @@ class Layer:
         weight: the tensor itself (not a copy), for planning; None when it cannot be factored.
         aliases: other names of the same module.
         plain: whether it computes what its shape says, with a weight of its own.
+        product: the layer before it that is one matrix with it; kind apart, all of the above is of both.
     """
 
     name: str
@@ -52,6 +55,7 @@ class Layer:
     weight: Tensor | None = field(default=None, repr=False, compare=False)
     aliases: tuple[str, ...] = ()
     plain: bool = False
+    product: Product | None = None
 
     @property
     def forms(self) -> dict[Form, int]:
@@ -91,6 +95,11 @@ class Survey:
     def __len__(self) -> int:
         return len(self.layers)
 
+    @property
+    def products(self) -> Products:
+        """The pairs of layers that are listed as one, by the second's name."""
+        return {layer.name: layer.product for layer in self if layer.product is not None}
+
     def __str__(self) -> str:
         rows = [
             (
@@ -124,6 +133,7 @@ class Survey:
                         form.value: {"break_even": rank, "full": _full(layer, form)}
                         for form, rank in layer.forms.items()
                     },
+                    "product": None if layer.product is None else layer.product._asdict(),
                     "dear": [form.value for form in layer.dear],
                     "reason": layer.reason,
                 }
@@ -136,6 +146,8 @@ def _choices(layer: Layer) -> str:
     if layer.reason is not None:
         return f"stays: {layer.reason}"
     found = ", ".join(f"{form} {rank}/{_full(layer, form)}" for form, rank in layer.forms.items())
+    if layer.product is not None:
+        return f"{found} with {layer.product.first}"
     return f"{found}; {', '.join(layer.dear)}: no rank is cheaper" if layer.dear else found
 
 
@@ -148,12 +160,13 @@ def _full(layer: Layer, form: Form) -> int:
     return full_rank(layer.shape, form)
 
 
-def survey(model: nn.Module, example: Example) -> Survey:
+def survey(model: nn.Module, example: Example, *, pairs: bool = True) -> Survey:
     """Walks a network with one probe forward.
 
     Args:
         model: any module; neither its weights nor its mode are changed.
         example: (N, ...) one input batch, on the model's device; `Inputs` where the network takes several.
+        pairs: list two layers with nothing but a norm in between as one, which has fewer ranks than either.
 
     Returns:
         Every layer with its shape, cost and forms, or the reason it stays.
@@ -164,6 +177,10 @@ def survey(model: nn.Module, example: Example) -> Survey:
     refuse(model)
     samples = as_samples(example)
     model = opened(model, layers_inside(model, samples))
+    total = sum(p.numel() for p in model.parameters())
+    products = products_in(model, samples) if pairs else {}
+    between = {name: _channels(model, product.first) for name, product in products.items()}
+    model = joined(model, products)
     names: defaultdict[nn.Module, list[str]] = defaultdict(list)
     for name, module in model.named_modules(remove_duplicate=False):
         names[module].append(name)
@@ -178,7 +195,13 @@ def survey(model: nn.Module, example: Example) -> Survey:
     found.sort(key=lambda module: order.get(module, len(order)))
     layers = []
     for module in found:
-        shape = _shape(module, calls.get(module, []))
+        name, *aliases = names[module]
+        product = products.get(name)
+        shape = replace(_shape(module, calls.get(module, [])), between=between.get(name))
+        macs = sum(call.macs for call in calls.get(module, []))
+        params = sum(p.numel() for p in module.parameters(recurse=False))
+        if product is not None:
+            macs, params = dense_cost(shape, Unit.MACS), params_before(model, product)
         sharers = {owner for p in module.parameters(recurse=False) for owner in owners[id(p)]} - {module}
         used = any(id(parameter) in found_out.read for parameter in module.parameters(recurse=False))
         obstacle = obstacle_of(module, shape, {names[owner][0] for owner in sharers}, used=used)
@@ -186,25 +209,33 @@ def survey(model: nn.Module, example: Example) -> Survey:
         weight = module.weight if reason is None else None
         layers.append(
             Layer(
-                names[module][0],
+                name,
                 type(module).__name__,
-                sum(call.macs for call in calls.get(module, [])),
-                sum(p.numel() for p in module.parameters(recurse=False)),
+                macs,
+                params,
                 shape,
                 reason,
                 weight.detach() if isinstance(weight, Tensor) else None,
-                tuple(names[module][1:]),
+                tuple(aliases),
                 obstacle is None,
+                product,
             )
         )
     if found_out.outside:
         layers.append(Layer(OUTSIDE, "products", found_out.outside, 0, None, "no layer makes them"))
     return Survey(
         tuple(layers),
-        sum(p.numel() for p in model.parameters()),
+        total,
         sum(layer.macs for layer in layers),
         tuple(samples.shape[1:]),
     )
+
+
+def _channels(model: nn.Module, name: str) -> int:
+    """That a layer gives."""
+    layer = model.get_submodule(name)
+    assert isinstance(layer, Plain)
+    return shape_of(layer).outputs
 
 
 def _shape(module: nn.Module, calls: list[Call]) -> LayerShape:

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from ..analysis.accuracy import device_of
 from ..analysis.inputs import Inputs, Samples
+from ..analysis.products import Products
 from ..errors import PlanError
 from ..lowrank.layers import LowRank
 from ..planning.plan import Plan
@@ -29,6 +30,11 @@ def plan_of(model: nn.Module) -> Plan:
     if all(plan.factored[name].rank == rank for name, rank in ranks.items()):
         return plan
     return plan.with_ranks(ranks)
+
+
+def products_of(model: nn.Module) -> Products:
+    """The pairs of layers that are one in a converted model; none in another."""
+    return plan_of(model).products if isinstance(getattr(model, _PLAN, None), Plan) else {}
 
 
 def images_of(model: nn.Module) -> Samples | None:

@@ -52,7 +52,8 @@ def convert(
 
     Returns:
         The network with low-rank layers; at full rank it computes the same function. Attention that the plan looks
-        into is open: its projections are layers.
+        into is open: its projections are layers. Of two layers that the plan cuts as one, the second has the factors,
+        and in the place of the first, and of the norm between them, is nothing.
 
     Raises:
         PlanError: the plan does not fit the model. Nothing has been changed then.
@@ -60,7 +61,7 @@ def convert(
             replacement. Nothing has been changed then.
     """
     names = [layer.name for layer in plan]
-    given, model = model, opened(model, names)
+    given, model = model, opened(model, names, plan.products)
     check_fit(model, plan)
     made = Reconstruction({}, {}, {})
     if calibration is not None:
@@ -86,7 +87,7 @@ def convert(
     example = _example(model, plan, calibration)
     expected = None if example is None else _layers_that_run(model, tuple(plan.factored), example)
     with _all_or_nothing(target, made.refits):
-        open_in_place(target, names)
+        open_in_place(target, names, plan.products)
         converted = replace_layers(target, plan, factor)
         if example is not None and expected is not None:
             _check_replacements_run(converted, expected, example)

@@ -18,11 +18,12 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from ..analysis.inputs import Example, Inputs, Samples, as_samples
-from ..analysis.norm_pairs import BatchNorm, Pair, norm_pairs
+from ..analysis.norm_pairs import Pair, norm_pairs
 from ..analysis.running import copied
 from ..errors import ConverterWarning, ModelError
 from ..lowrank.forms import Form, matricise, rebuild
 from ..lowrank.layers import layout_of
+from ..lowrank.products import BatchNorm
 from ..lowrank.shapes import Plain, shape_of
 from .trial import Trial
 

@@ -20,6 +20,7 @@ from ..analysis.probe import evaluating
 from ..analysis.running import class_axis, run, tensors_in
 from ..errors import ModelError
 from ..lowrank.layers import LowRank
+from .attached import products_of
 
 Sizes = dict[str, list[float]]
 """By place, the variance of what the dense network gives there, in each call."""
@@ -56,7 +57,7 @@ class Pair:
         Raises:
             ModelError: a network cannot take the images, or no low-rank layer runs.
         """
-        dense = opened(dense, [name for name, _ in model.named_modules()])
+        dense = opened(dense, [name for name, _ in model.named_modules()], products_of(model))
         self._model = model
         self._dense = dense
         self._places = _places(model, dense, images)

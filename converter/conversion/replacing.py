@@ -8,7 +8,9 @@ from dataclasses import replace
 from torch import nn
 
 from ..analysis.opening import open_in_place
+from ..analysis.products import params_before
 from ..errors import PlanError
+from ..lowrank.costs import Unit, dense_cost
 from ..lowrank.layers import LowRank
 from ..lowrank.shapes import Plain, shape_of
 from ..planning.plan import LayerPlan, Plan
@@ -29,7 +31,7 @@ def restructure(model: nn.Module, plan: Plan) -> nn.Module:
         dtype, device = layer.weight.dtype, layer.weight.device
         return LowRank.empty(wanted.shape, wanted.form, wanted.rank, dtype=dtype, device=device)
 
-    open_in_place(model, [layer.name for layer in plan])
+    open_in_place(model, [layer.name for layer in plan], plan.products)
     return replace_layers(model, plan, room)
 
 
@@ -84,16 +86,20 @@ def replace_layers(
 
 def _recounted(plan: Plan, by_name: Mapping[str, nn.Module]) -> Plan:
     """The plan with the costs that this model has: one that was read from a file may say anything."""
-
-    def cost(layer: LayerPlan) -> LayerPlan:
+    total = _parameters(by_name[""].parameters())
+    layers = []
+    for layer in plan:
         module = by_name.get(layer.name)
         params = layer.params if module is None else _parameters(module.parameters(recurse=False))
-        macs = layer.shape.macs if layer.factored and layer.shape is not None else layer.macs
-        return replace(layer, params=params, macs=macs)
-
-    layers = tuple(cost(layer) for layer in plan)
-    total = _parameters(by_name[""].parameters())
-    return replace(plan, layers=layers, params=total, macs=sum(layer.macs for layer in layers))
+        macs = layer.macs
+        if layer.factored and layer.shape is not None:
+            macs = dense_cost(layer.shape, Unit.MACS)
+        if layer.factored and layer.product is not None:  # the model has it as one weight by now
+            before = params_before(by_name[""], layer.product)
+            total += before - params
+            params = before
+        layers.append(replace(layer, params=params, macs=macs))
+    return replace(plan, layers=tuple(layers), params=total, macs=sum(layer.macs for layer in layers))
 
 
 def _parameters(parameters: Iterable[nn.Parameter]) -> int:

@@ -82,7 +82,7 @@ def reconstruct(
     Raises:
         ModelError: the model cannot take the images, a layer never ran or cannot be fitted; names it.
     """
-    layers = survey(model, images[:1])
+    layers = survey(model, images[:1], pairs=False)
     shapes = [layer.shape for layer in layers]
     images = images[: images_waiting(shapes, len(images))]
     staying = {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from enum import Enum
 
-from .forms import Form, factor_shapes, full_rank
+from .forms import Form, factor_shapes, full_rank, plain_shapes
 from .shapes import LayerShape
 
 _WIDE = 64
@@ -27,8 +27,8 @@ class Unit(str, Enum):
 
 
 def dense_cost(shape: LayerShape, unit: Unit) -> int:
-    """Cost of the plain layer, for one sample."""
-    return shape.macs if unit is Unit.MACS else shape.params
+    """Cost of the plain layer, or of both layers of a product, for one sample."""
+    return sum(one.macs if unit is Unit.MACS else one.params for one in plain_shapes(shape))
 
 
 def factored_cost(shape: LayerShape, form: Form, rank: int, unit: Unit) -> int:

@@ -126,8 +126,9 @@ def matrix_size(shape: LayerShape, form: Form) -> tuple[int, int]:
 
 
 def full_rank(shape: LayerShape, form: Form) -> int:
-    """The rank at which the form loses nothing."""
-    return min(matrix_size(shape, form))
+    """The rank at which the form loses nothing; a product has no more than there are channels between its layers."""
+    most = min(matrix_size(shape, form))
+    return most if shape.between is None else min(most, shape.between)
 
 
 def _unfolding(shape: LayerShape, form: Form) -> tuple[list[int], list[int]]:
@@ -171,14 +172,21 @@ def factor_shapes(shape: LayerShape, form: Form, rank: int) -> tuple[LayerShape,
         shape.along(taken),
         outputs=rank * shape.groups,
         bias=False,
+        between=None,
         calls=tuple(Map(call.size_in, size) for call, size in zip(shape.calls, between, strict=True)),
     )
     second = replace(
         shape.along([not take for take in taken]),
         inputs=rank * shape.groups,
+        between=None,
         calls=tuple(Map(size, call.size_out) for call, size in zip(shape.calls, between, strict=True)),
     )
     return first, second
+
+
+def plain_shapes(shape: LayerShape) -> tuple[LayerShape, ...]:
+    """Geometry of what runs as long as nothing is cut: the layer, or the two of a product."""
+    return (shape,) if shape.between is None else factor_shapes(shape, Form.CHANNEL, shape.between)
 
 
 def factor_weights(u: Tensor, v: Tensor, shape: LayerShape, form: Form) -> tuple[Tensor, Tensor]:

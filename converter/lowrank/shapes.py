@@ -53,6 +53,7 @@ class LayerShape:
         bias: whether there is one.
         calls: the maps of each call in one forward pass of one sample.
         output_padding: of a transposed layer, rows more at the end of each axis; () stands for none.
+        between: channels between the two layers that this one is the product of; None for a single layer.
     """
 
     kind: str
@@ -67,6 +68,7 @@ class LayerShape:
     bias: bool = True
     calls: tuple[Map, ...] = ()
     output_padding: tuple[int, ...] = ()
+    between: int | None = None
 
     @property
     def linear(self) -> bool:
@@ -86,7 +88,7 @@ class LayerShape:
 
     @property
     def macs(self) -> int:
-        """Multiply-adds of one sample's forward pass."""
+        """Multiply-adds of one sample's forward pass, through the whole weight at once."""
         pixels = (call.size_in if self.transposed else call.size_out for call in self.calls)
         return math.prod(self.weight) * sum(map(math.prod, pixels))
 
@@ -125,12 +127,12 @@ class LayerShape:
 
     def same_layer(self, other: LayerShape) -> bool:
         """Whether both describe the same layer, wherever it is called."""
-        return self.with_calls(()) == other.with_calls(())
+        return replace(self, calls=(), between=None) == replace(other, calls=(), between=None)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values, lists without lists in them: of padding, before and after of each axis in turn."""
         values = asdict(self) | {"padding": _flat(self.padding), "calls": [_flat(call) for call in self.calls]}
-        return {name: value for name, value in values.items() if value != ()}
+        return {name: value for name, value in values.items() if value not in ((), None)}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> LayerShape:
@@ -159,6 +161,7 @@ class LayerShape:
                     for call in sequence(values["calls"], "calls", _MOST_CALLS)
                 ),
                 output_padding=_sizes(more, "output_padding", axes, least=0) if more else (),
+                between=whole(values["between"], "between", 1, _LARGEST_SIZE) if "between" in values else None,
             )
         except KeyError as error:
             raise PlanError(f"a layer's shape has no {quoted(error)}; write the plan anew") from error

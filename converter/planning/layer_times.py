@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from ..analysis.surveying import Survey
 from ..errors import BudgetError
 from ..lowrank.costs import break_even_rank, rank_step
-from ..lowrank.forms import Form, asked_of, factor_shapes
+from ..lowrank.forms import Form, asked_of, factor_shapes, plain_shapes
 from ..lowrank.shapes import LayerShape
 
 Variant = tuple[str, Form | None, int]
@@ -65,7 +65,7 @@ def chains_to_time(
             raise BudgetError(f"{layer.name}: the latency of a {layer.kind} is not known; use a budget of macs")
         if layer.shape is None or not layer.shape.calls:
             continue
-        found[layer.name, None, 0] = (layer.shape,)
+        found[layer.name, None, 0] = plain_shapes(layer.shape)
         if layer.reason is not None:
             continue
         for form in asked_of(layer.shape, asked):

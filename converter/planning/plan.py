@@ -8,10 +8,12 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ...files import quoted
+from ..analysis.products import Products
 from ..errors import PlanError
 from ..json_values import number, printable, sequence, whole
 from ..lowrank.costs import Unit, dense_cost, factored_cost
 from ..lowrank.forms import Form, forms_for, forms_of, full_rank
+from ..lowrank.products import Product
 from ..lowrank.shapes import LayerShape
 from ..tables import table
 
@@ -31,6 +33,7 @@ class LayerPlan:
         reason: why it stays dense.
         error: predicted part of its output energy that is lost (None when dense or not predicted).
         dense_ms, ms: predicted milliseconds before and after, where layers were timed.
+        product: the layer before it that it is cut with, as one matrix; costs and shape are those of both.
     """
 
     name: str
@@ -43,6 +46,7 @@ class LayerPlan:
     error: float | None = None
     dense_ms: float | None = None
     ms: float | None = None
+    product: Product | None = None
 
     @property
     def factored(self) -> bool:
@@ -54,6 +58,8 @@ class LayerPlan:
         dense = self.macs if unit is Unit.MACS else self.params
         if self.shape is None or self.form is None or self.rank is None:
             return dense
+        if self.product is not None:  # no norm is left between the two, nor the first one's bias
+            return factored_cost(self.shape, self.form, self.rank, unit)
         return dense - dense_cost(self.shape, unit) + factored_cost(self.shape, self.form, self.rank, unit)
 
 
@@ -88,6 +94,11 @@ class Plan:
         """The layers that are replaced, by name."""
         return {layer.name: layer for layer in self if layer.factored}
 
+    @property
+    def products(self) -> Products:
+        """The pairs of layers that are cut as one, by the second's name."""
+        return {name: layer.product for name, layer in self.factored.items() if layer.product is not None}
+
     def dense_total(self, unit: Unit) -> int:
         """Cost of the dense network."""
         return self.macs if unit is Unit.MACS else self.params
@@ -114,6 +125,7 @@ class Plan:
         for layer in self:
             if layer.factored:
                 what, rank = str(layer.form), str(layer.rank)
+                what += "" if layer.product is None else f" with {layer.product.first}"
             else:
                 what, rank = f"dense: {layer.reason}", ""
             error = "" if layer.error is None or not layer.factored else f"{100 * layer.error:.2f} %"
@@ -149,6 +161,7 @@ class Plan:
                 "dense_ms": layer.dense_ms,
                 "ms": layer.ms,
                 "shape": None if layer.shape is None else layer.shape.to_dict(),
+                **({} if layer.product is None else {"product": layer.product._asdict()}),
             }
             for layer in self
         ]
@@ -245,8 +258,22 @@ def _layer(values: Any) -> LayerPlan:
         error=_optional(values, "error"),
         dense_ms=_optional(values, "dense_ms"),
         ms=_optional(values, "ms"),
+        product=_product(values.get("product"), shown, shape),
     )
     return layer if form is None else replace(layer, **checked_form(name, shape, form, rank), reason=None)
+
+
+def _product(values: Any, shown: str, shape: LayerShape | None) -> Product | None:
+    if (values is None) != (shape is None or shape.between is None):
+        raise PlanError(
+            f"{shown}: a product has the name of its first layer and, in its shape, the channels between both; write "
+            "the plan anew"
+        )
+    if values is None:
+        return None
+    norm = values.get("norm")
+    first = printable(values["first"], f"{shown}: first")
+    return Product(first, None if norm is None else printable(norm, f"{shown}: norm"))
 
 
 def checked_form(name: str, shape: LayerShape | None, form: str, rank: object) -> dict[str, Any]:

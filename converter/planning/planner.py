@@ -169,7 +169,8 @@ def _options(
 
 
 def _matches(layer: Layer, patterns: Sequence[str]) -> bool:
-    return any(fnmatch(name, pattern) for name in (layer.name, *layer.aliases) for pattern in patterns)
+    names = (layer.name, *layer.aliases, *filter(None, layer.product or ()))
+    return any(fnmatch(name, pattern) for name in names for pattern in patterns)
 
 
 def _by_rule(options: list[_Option], rule: FixedRank | RankRatio | Energy) -> Choice | None:

@@ -20,6 +20,7 @@ from torch.nn import functional as F
 from dprp.converter import Form, RankRatio, calibrate, foretell, plan_ranks, survey
 from dprp.converter.analysis.layout import laid_out
 from dprp.converter.analysis.opening import layers_inside, opened
+from dprp.converter.analysis.products import joined
 from dprp.converter.conversion import sequential
 from dprp.converter.lowrank import LowRank
 from dprp.models import Augment, build, info, load_data, load_weights, loader, preprocess_for
@@ -51,6 +52,7 @@ def foretold(model: nn.Module, images: Tensor, held_out: Tensor, ratio: float = 
     layers = survey(model, images[:1])
     calibration = calibrate(model, layers, images)
     losses = foretell(model, layers, calibration)
+    model = joined(model, layers.products)
     found = []
     for form in (Form.CHANNEL, Form.POINTWISE, Form.SPATIAL):
         plan = plan_ranks(layers, RankRatio(ratio), forms=[form], energies=losses.errors)
