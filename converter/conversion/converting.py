@@ -87,7 +87,8 @@ def convert(
     example = _example(model, plan, calibration)
     expected = None if example is None else _layers_that_run(model, tuple(plan.factored), example)
     with _all_or_nothing(target, made.refits):
-        open_in_place(target, names, plan.products)
+        if inplace:
+            open_in_place(target, names, plan.products)
         converted = replace_layers(target, plan, factor)
         if example is not None and expected is not None:
             _check_replacements_run(converted, expected, example)

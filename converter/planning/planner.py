@@ -85,19 +85,11 @@ def plan_ranks(
     for layer in layers:
         pick = chosen.get(layer.name)
         reason = layer.reason or ("kept by name" if _matches(layer, keep) else None)
+        plan = LayerPlan(layer.name, layer.params, layer.macs, layer.shape, product=layer.product)
         if pick is None or pick.form is None:
-            reason = reason or "no rank within the policy makes it cheaper, or worth it"
-            plan = LayerPlan(layer.name, layer.params, layer.macs, layer.shape, reason=reason)
+            plan = replace(plan, reason=reason or "no rank within the policy makes it cheaper, or worth it")
         else:
-            plan = LayerPlan(
-                layer.name,
-                layer.params,
-                layer.macs,
-                layer.shape,
-                pick.form,
-                pick.rank,
-                error=pick.error,
-            )
+            plan = replace(plan, form=pick.form, rank=pick.rank, error=pick.error)
         plans.append(plan)
     whole = Plan(tuple(plans), layers.params, layers.macs, layers.input_shape, str(policy))
     return whole if times is None else with_times(whole, times)
