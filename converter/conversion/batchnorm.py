@@ -1,9 +1,9 @@
-"""BatchNorm statistics of a converted network, taken anew only where that helps."""
+"""BatchNorm statistics of a converted network, moved towards its own only as far as that helps."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -18,9 +18,13 @@ from ..analysis.running import run
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 
+_WAYS = (0.25, 0.5, 1.0)
+"""Parts of the way from old statistics to new ones: few images, or a good fit, ask for small ones."""
+
+
 @torch.no_grad()
-def reestimate(model: nn.Module, dense: nn.Module, images: Samples, *, batch: int = 50) -> bool:
-    """Takes running means and variances anew, if that brings the outputs nearer to the dense network's.
+def reestimate(model: nn.Module, dense: nn.Module, images: Samples, *, batch: int = 50) -> float:
+    """Moves running means and variances towards those of the converted network, as far as that helps its answers.
 
     Args:
         model: the converted network, changed in place when it helps.
@@ -32,37 +36,56 @@ def reestimate(model: nn.Module, dense: nn.Module, images: Samples, *, batch: in
         ModelError: the network cannot take the images; it is as it was then.
 
     Returns:
-        Whether the new statistics were kept.
+        Which part of the way the statistics went: 0 where the old ones are the best.
     """
     seen, held_out = hold_out(images)
     saved = running_statistics(model)
     if not saved or len(seen) < 2:
-        return False
+        return 0.0
     norms = [norm for norm, _ in saved]
+    before = [state for _, state in saved]
     wanted = answers(dense, held_out, batch=batch)
 
     def apart() -> float:
         return divergence_between(answers(model, held_out, batch=batch), wanted, len(held_out))
 
-    before = apart()
     momenta = [norm.momentum for norm in norms]
-    kept = False
+    best = (apart(), 0.0, before)
     try:
-        with evaluating(model):
-            for norm in norms:
-                norm.reset_running_stats()
-                norm.momentum = None  # a plain mean over batches
-                norm.train()
-            for part in seen.split(batch):
-                if len(part) > 1:
-                    run(model, part)
-        kept = apart() < before
+        after = _taken_anew(model, norms, seen.split(batch))
+        for way in _WAYS:
+            between = [_between(*states, way) for states in zip(before, after, strict=True)]
+            _put(norms, between)
+            best = min(best, (apart(), way, between), key=lambda tried: tried[0])
     finally:
-        for (norm, state), momentum in zip(saved, momenta, strict=True):
+        for norm, momentum in zip(norms, momenta, strict=True):
             norm.momentum = momentum
-            if not kept:
-                norm.load_state_dict(state)
-    return kept
+        _put(norms, best[2])
+    return best[1]
+
+
+def _taken_anew(model: nn.Module, norms: Sequence[_BatchNorm], parts: Sequence[Samples]) -> list[dict[str, Tensor]]:
+    """States of the norms with statistics of these images; leaves the norms in them."""
+    with evaluating(model):
+        for norm in norms:
+            norm.reset_running_stats()
+            norm.momentum = None  # a plain mean over batches
+            norm.train()
+        for part in parts:
+            if len(part) > 1:
+                run(model, part)
+    return [copy.deepcopy(norm.state_dict()) for norm in norms]
+
+
+def _between(before: Mapping[str, Tensor], after: Mapping[str, Tensor], way: float) -> dict[str, Tensor]:
+    """A norm's state with statistics some part of the way from one to the other."""
+    moved = {name: before[name].lerp(after[name], way) for name in ("running_mean", "running_var")}
+    return {**before, **moved}
+
+
+def _put(norms: Sequence[_BatchNorm], states: Sequence[Mapping[str, Tensor]]) -> None:
+    for norm, state in zip(norms, states, strict=True):
+        norm.load_state_dict(state)
 
 
 def running_statistics(model: nn.Module) -> list[tuple[_BatchNorm, dict[str, Tensor]]]:

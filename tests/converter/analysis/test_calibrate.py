@@ -145,6 +145,20 @@ def test_batch_norm_is_taken_anew_only_where_it_helps(residual: nn.Module) -> No
     assert torch.equal(same.norm.running_mean, residual.norm.running_mean)
 
 
+def test_batch_norm_goes_a_part_of_the_way(residual: nn.Module) -> None:
+    images = torch.randn(60, 3, 16, 16)
+    wanted = copy.deepcopy(residual)
+    wanted.norm.running_mean.add_(1.0)  # the best place is neither here nor where the images' own statistics are
+    before, after = residual.norm.running_mean.clone(), copy.deepcopy(residual)
+    way = reestimate(residual, wanted, images)
+    assert way in (0.25, 0.5)
+    assert residual.norm.num_batches_tracked == after.norm.num_batches_tracked
+    with torch.no_grad():
+        seen = torch.cat([images[place::5] for place in range(1, 5)])
+        mean = after.stem(seen).mean((0, 2, 3))
+    torch.testing.assert_close(residual.norm.running_mean, before.lerp(mean, way), rtol=1e-4, atol=1e-4)
+
+
 def test_input_moments_are_those_of_the_low_rank_layers(residual: nn.Module) -> None:
     images = torch.randn(20, 3, 16, 16)
     new = convert(residual, plan_ranks(survey(residual, EXAMPLE), RankRatio(0.3), forms=[Form.CHANNEL]))
