@@ -23,14 +23,19 @@ from ..lowrank.moments import LARGEST_MOMENT, PairMoments, pair_moments
 from ..lowrank.refitting import refit_second, second_moments
 from ..lowrank.regression import Split, fit_on, nearest_map
 from ..lowrank.shapes import LayerShape, Plain
+from ..lowrank.sweeping import sweepable, swept
 
-_REFITTED, _SAMPLES = 32, 40
-"""A layer that stays dense is fitted on so many images at least, and on so many samples for each of its inputs."""
+_FEW, _SAMPLES = 32, 40
+"""Moments of whole windows are of so many images at least, and of so many samples for each of their values."""
 
 
 _Part = tuple[PairMoments, int, bool]
 _PartOrNone = tuple[PairMoments | None, int, bool]
 """Moments of a batch, of how many samples they are, and whether these judge."""
+
+
+def _known(parts: Sequence[_PartOrNone]) -> list[_Part]:
+    return [(moments, count, judges) for moments, count, judges in parts if moments is not None]
 
 
 class Batch(NamedTuple):
@@ -171,6 +176,28 @@ class Twin(nn.Module):
             centred=self._centred,
         )
 
+    def _windows(self, x: Tensor, z: Tensor) -> _PartOrNone:
+        """Moments of whole windows over as many images as are needed, evenly spread over all batches."""
+        columns = matrix_size(self._shape, Form.CHANNEL)[1]
+        x, z = self._some(x, columns), self._some(z, columns)
+        assert self.axis is not None
+        count = z.shape[self.axis]
+        moments = pair_moments(x, z, self._shape, Form.CHANNEL) if count else None
+        return moments, count, self._walk.here.judges
+
+    def _some(self, x: Tensor, columns: int) -> Tensor:
+        """As many of the images' blocks as are needed, evenly spread over all batches."""
+        assert self.axis is not None
+        here, size = self._walk.here, x.shape[self.axis]
+        samples = self._wanted(x[:1])[:1].numel() // self._shape.outputs if self.axis == 0 else 1
+        enough = max(_FEW, _SAMPLES * columns // max(1, samples))
+        blocks = size // here.images
+        every = max(1, self._walk.images * blocks // enough)
+        if every == 1:
+            return x
+        some = torch.arange(size, device=x.device)[-here.start * blocks % every :: every]
+        return x.index_select(self.axis, some)
+
     def _take_up_mean(self, made: LowRank | Plain, x: Tensor, z: Tensor) -> None:
         weight = next(made.parameters())
         lacking = self._wanted(x).float() - made(z.to(weight.dtype)).float()
@@ -223,6 +250,9 @@ class Cut(Twin):
             return self._meet("its weight", None, lambda _: self._told(self._plain_cut()))  # type: ignore[no-any-return]
         moments = pair_moments(x, z, shape, form)
         factors, power = self._meet("its first factor", (moments, here.images, here.judges), self._first)
+        if sweepable(shape, form):
+            windows = self._windows(x, z)
+            factors = self._meet("its whole windows", windows, lambda parts: self._swept(factors, parts))
         between = None if shape.linear else second_moments(factors, shape, form, z, self._wanted(x))
         part = (between, here.images, here.judges)
         made: LowRank = self._meet("its second factor", part, lambda parts: self._second(factors, power, parts))
@@ -234,12 +264,15 @@ class Cut(Twin):
         factors = decompose(whole, self._rank, moments.ridged(self._ridge), self._metric)
         return factors, float(moments.second.diagonal(dim1=-2, dim2=-1).mean())
 
+    def _swept(self, factors: Factors, parts: list[_PartOrNone]) -> Factors:
+        split, weight, metric = Split.of(_known(parts)), self.dense.weight, self._metric
+        return swept(factors, weight, self._shape, self._form, split, centred=self._centred, metric=metric)
+
     def _second(self, factors: Factors, power: float, parts: list[_PartOrNone]) -> LowRank:
-        known = [(moments, count, judges) for moments, count, judges in parts if moments is not None]
+        known = _known(parts)
         if known:
-            weight, centred = self.dense.weight, self._centred
-            split = Split.of(known)
-            factors = refit_second(factors, weight, self._shape, self._form, split, power, centred=centred)
+            split, weight = Split.of(known), self.dense.weight
+            factors = refit_second(factors, weight, self._shape, self._form, split, power, centred=self._centred)
         return self._told(factors)
 
     def _told(self, factors: Factors) -> LowRank:
@@ -261,31 +294,12 @@ class Refit(Twin):
         return not torch.equal(*input.chunk(2, self.axis))
 
     def _fit(self, x: Tensor, z: Tensor) -> Plain:
-        columns = matrix_size(self._shape, Form.CHANNEL)[1]
-        if columns > LARGEST_MOMENT:
+        if matrix_size(self._shape, Form.CHANNEL)[1] > LARGEST_MOMENT:
             return self._meet("its weight", None, lambda _: copy.deepcopy(self.dense))  # type: ignore[no-any-return]
-        x, z = self._some(x, columns), self._some(z, columns)
-        assert self.axis is not None
-        count = x.shape[self.axis]
-        moments = pair_moments(x, z, self._shape, Form.CHANNEL) if count else None
-        return self._meet("its input's moments", (moments, count, self._walk.here.judges), self._refitted)  # type: ignore[no-any-return]
-
-    def _some(self, x: Tensor, columns: int) -> Tensor:
-        """As many of the images' blocks as are needed, evenly spread over all batches."""
-        assert self.axis is not None
-        here, size = self._walk.here, x.shape[self.axis]
-        samples = self._wanted(x[:1])[:1].numel() // self._shape.outputs if self.axis == 0 else 1
-        enough = max(_REFITTED, _SAMPLES * columns // max(1, samples))
-        blocks = size // here.images
-        every = max(1, self._walk.images * blocks // enough)
-        if every == 1:
-            return x
-        some = torch.arange(size, device=x.device)[-here.start * blocks % every :: every]
-        return x.index_select(self.axis, some)
+        return self._meet("its input's moments", self._windows(x, z), self._refitted)  # type: ignore[no-any-return]
 
     def _refitted(self, parts: list[_PartOrNone]) -> Plain:
-        known = [(moments, count, judges) for moments, count, judges in parts if moments is not None]
-        whole, _ = self._nearest_map(known, Form.CHANNEL)
+        whole, _ = self._nearest_map(_known(parts), Form.CHANNEL)
         made = copy.deepcopy(self.dense)
         made.weight.copy_(rebuild(whole, self._shape, Form.CHANNEL).reshape(made.weight.shape))
         return made

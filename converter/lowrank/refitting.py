@@ -10,10 +10,8 @@ data.
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Iterator
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,6 +20,7 @@ from .decomposition import Factors, regularised, true_svd
 from .forms import Form, factor_shapes, matricise, rebuild
 from .layers import convolve
 from .moments import LARGEST_MOMENT, PairMoments, moments_of, patches
+from .reaching import reach, taps_of
 from .regression import Split, fit_on
 from .shapes import LayerShape
 
@@ -81,8 +80,8 @@ def refit_second(
         A true SVD in float64.
     """
     _, second = factor_shapes(shape, form, factors.rank)
-    reach = _reach(factors.v, shape, form)
-    noise_inner, noise_cross = reach @ reach.mT, _windows(weight, shape) @ reach.mT
+    reaching = _reach(factors.v, shape, form)
+    noise_inner, noise_cross = reaching @ reaching.mT, _windows(weight, shape) @ reaching.mT
 
     def solved(moments: PairMoments, ridge: float) -> Tensor:
         noise = power * min(ridge, _MOST_NOISE)
@@ -121,11 +120,11 @@ def refitted_weight(v: Tensor, weight: Tensor, shape: LayerShape, form: Form, mo
         Of `shape.weight`, float64. What `refit_second` finds on the data that the moment is of.
     """
     moment = moment.reshape(shape.groups, *moment.shape[-2:])
-    reach = _reach(v, shape, form)
-    seen = reach @ moment
-    inner = regularised(seen @ reach.mT, _TINY)
+    reaching = _reach(v, shape, form)
+    seen = reaching @ moment
+    inner = regularised(seen @ reaching.mT, _TINY)
     second: Tensor = torch.linalg.solve(inner, seen @ _windows(weight, shape).mT).mT
-    return rebuild(second @ reach, shape, Form.CHANNEL)
+    return rebuild(second @ reaching, shape, Form.CHANNEL)
 
 
 def _windows(weight: Tensor, shape: LayerShape) -> Tensor:
@@ -134,12 +133,6 @@ def _windows(weight: Tensor, shape: LayerShape) -> Tensor:
 
 
 def _reach(v: Tensor, shape: LayerShape, form: Form) -> Tensor:
-    """What the second factor sees of each whole window: (groups, r prod(its kernel), columns of `channel`)."""
-    first, second = factor_shapes(shape, form, v.shape[-2])
-    kernel = v.double().reshape(shape.groups, -1, shape.inputs // shape.groups, *first.kernel)
-    reach = kernel.new_zeros(*kernel.shape[:2], *second.kernel, kernel.shape[2], *shape.kernel)
-    for tap in itertools.product(*map(range, second.kernel)):
-        window = (slice(i, i + size) for i, size in zip(tap, first.kernel, strict=True))
-        there: Any = (slice(None), slice(None), *tap, slice(None), *window)
-        reach[there] = kernel
-    return reach.flatten(2 + len(second.kernel)).flatten(1, -2)
+    """The first factor on whole windows: (groups, r prod(the second one's kernel), columns of `channel`)."""
+    columns = shape.inputs // shape.groups * math.prod(shape.kernel)
+    return reach(v.double().reshape(shape.groups, -1, v.shape[-1]), taps_of(shape, form), columns)

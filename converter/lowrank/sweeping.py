@@ -1,0 +1,170 @@
+"""Both factors of a convolution in turn, each fitted to the layer's whole output with the other held.
+
+The closed form cuts a matrix that sees a part of the window at a time. From there, alternating least squares go on
+downhill in the layer's true error, tr(G (W - W') C (W - W')^T) with C the second moment of whole windows and G what
+the answers feel of the output. W' is linear in either factor: in the second one it is solved outright, in the first
+one by conjugate gradients.
+
+Source: Jaderberg et al. (2014), "filter reconstruction", on data.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .decomposition import Factors, regularised, true_svd
+from .forms import Form, factor_shapes, matricise, matrix_size, rebuild
+from .moments import PairMoments
+from .reaching import gathered, reach, taps_of
+from .regression import Split
+from .shapes import LayerShape
+
+_LARGEST = 1152
+"""Values of the largest window: beyond it sweeps take longer than all else."""
+
+_SWEEPS, _STEPS = 2, 12
+"""Sweeps, and steps of conjugate gradients in each, from the factor that is there already."""
+
+_NOISES = (1e-4, 1e-2, 1.0)
+"""Powers of white noise in the input, on which the dense weight is right, to choose from; relative to the input's."""
+
+_TINY = 1e-9
+"""Ridge against factors that see the same twice."""
+
+
+def sweepable(shape: LayerShape, form: Form) -> bool:
+    """Whether there is something to gain: the first factor sees a part of windows that are not too large."""
+    return not shape.linear and form is not Form.CHANNEL and matrix_size(shape, Form.CHANNEL)[1] <= _LARGEST
+
+
+@torch.no_grad()
+def swept(
+    factors: Factors,
+    weight: Tensor,
+    shape: LayerShape,
+    form: Form,
+    split: Split,
+    *,
+    centred: bool,
+    metric: Tensor | None = None,
+) -> Factors:
+    """Factors after a few sweeps, or those that came in where these are no worse on the images that judge.
+
+    Args:
+        factors: float64.
+        weight: the dense layer's, of `shape.weight`.
+        shape, form: of a convolution, in any form but `channel`.
+        split: moments of whole windows, of images to fit on and of some that judge.
+        centred: whether a bias, or a norm behind, takes up the mean.
+        metric: of the outputs, as `OutputMetrics` has it; without one every output counts the same.
+
+    Returns:
+        A true SVD in float64.
+    """
+    sweeper = Sweeper(weight, shape, form, metric)
+    start = factors.v.reshape(shape.groups, factors.rank, -1)
+
+    def centre(moments: PairMoments) -> PairMoments:
+        return moments.centred() if centred else moments
+
+    noise = _NOISES[1]
+    if split.judged is not None:
+        fitted = [sweeper.target(centre(split.fitted), noise) for noise in _NOISES]
+        judge = sweeper.target(centre(split.judged), 0.0)
+        errors = [sweeper.error(sweeper.swept(start, target), target, judge) for target in fitted]
+        if not min(errors) < min(sweeper.error(start, target, judge) for target in fitted):
+            return factors
+        noise = _NOISES[errors.index(min(errors))]
+    target = sweeper.target(centre(split.pooled()), noise)
+    v = sweeper.swept(start, target)
+    _, second = factor_shapes(shape, form, factors.rank)
+    outer = rebuild(sweeper.second(v, target), second, Form.CHANNEL)
+    return true_svd(matricise(outer, second, Form.POINTWISE), v.reshape(factors.v.shape))
+
+
+class Target(NamedTuple):
+    """What a weight on whole windows is fitted to: z the input, y the dense layer's output.
+
+    Attributes:
+        second: E[z z^T] (groups, columns, columns).
+        cross: E[y z^T] (groups, outputs / groups, columns).
+    """
+
+    second: Tensor
+    cross: Tensor
+
+
+class Sweeper:
+    """Least squares for the factors of one layer in one form; factors and weights are (groups, rows, columns)."""
+
+    def __init__(self, weight: Tensor, shape: LayerShape, form: Form, metric: Tensor | None) -> None:
+        matrix = matricise(weight.double(), shape, Form.CHANNEL)
+        self._weight = matrix.reshape(shape.groups, *matrix.shape[-2:])
+        self._taps = taps_of(shape, form)
+        self._metric = metric
+
+    def target(self, moments: PairMoments, noise: float) -> Target:
+        """Of moments of whole windows, with noise in both networks' inputs."""
+        groups, _, columns = self._weight.shape
+        second, cross = (part.reshape(groups, columns, columns) for part in moments[1::-1])
+        amount = noise * second.diagonal(dim1=-2, dim2=-1).mean(-1)[:, None, None]
+        eye = amount * torch.eye(columns, dtype=second.dtype, device=second.device)
+        return Target(second + eye, self._weight @ (cross + eye))
+
+    def swept(self, v: Tensor, target: Target) -> Tensor:
+        """The first factor after a few sweeps."""
+        for _ in range(_SWEEPS):
+            v = self._first(self.second(v, target), v, target)
+        return v
+
+    def second(self, v: Tensor, target: Target) -> Tensor:
+        """The best second factor for a first one."""
+        seen = self._reach(v)
+        inner = regularised(seen @ target.second @ seen.mT, _TINY)
+        found: Tensor = torch.linalg.solve(inner, (target.cross @ seen.mT).mT).mT
+        return found
+
+    def error(self, v: Tensor, target: Target, judge: Target) -> float:
+        """Of a first factor with the second fitted on one target, on another; less what is the same for all."""
+        made = self.second(v, target) @ self._reach(v)
+        return float((self._felt(made @ judge.second - 2 * judge.cross) * made).sum())
+
+    def _first(self, u: Tensor, v: Tensor, target: Target) -> Tensor:
+        """A better first factor for a second one, by preconditioned conjugate gradients."""
+        felt = u.mT @ self._felt(u)
+        taps = len(self._taps)
+        # As if no two taps saw the same, which is nearly so where pixels differ.
+        ranks = felt.shape[-1] // taps
+        own = felt.reshape(-1, ranks, taps, ranks, taps).diagonal(dim1=2, dim2=4).sum(-1)
+        under = torch.stack([target.second[:, tap][:, :, tap] for tap in self._taps]).sum(0)
+        left, right = (torch.linalg.cholesky(regularised(part, _TINY)) for part in (own, under))
+
+        def bent(direction: Tensor) -> Tensor:
+            return gathered(felt @ self._reach(direction) @ target.second, self._taps)
+
+        def scaled(slope: Tensor) -> Tensor:
+            return torch.cholesky_solve(torch.cholesky_solve(slope, left).mT, right).mT
+
+        residual = gathered(u.mT @ self._felt(target.cross), self._taps) - bent(v)
+        direction = scaled(residual)
+        size = (residual * direction).sum()
+        for _ in range(_STEPS):
+            curved = bent(direction)
+            curvature = (direction * curved).sum()
+            if not curvature > 0:
+                break
+            v = v + size / curvature * direction
+            residual = residual - size / curvature * curved
+            better = scaled(residual)
+            size, before = (residual * better).sum(), size
+            direction = better + size / before * direction
+        return v
+
+    def _reach(self, v: Tensor) -> Tensor:
+        return reach(v, self._taps, self._weight.shape[-1])
+
+    def _felt(self, output: Tensor) -> Tensor:
+        return output if self._metric is None else self._metric.to(output) @ output

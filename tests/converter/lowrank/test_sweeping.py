@@ -1,0 +1,150 @@
+"""Both factors of a convolution in turn, downhill in the layer's true error."""
+
+from __future__ import annotations
+
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from dprp.converter import Form
+from dprp.converter.lowrank.decomposition import Factors, decompose
+from dprp.converter.lowrank.forms import factor_shapes, forms_for, full_rank, matricise, rebuild
+from dprp.converter.lowrank.layers import low_rank
+from dprp.converter.lowrank.moments import pair_moments
+from dprp.converter.lowrank.reaching import gathered, reach, taps_of
+from dprp.converter.lowrank.refitting import refitted_weight
+from dprp.converter.lowrank.regression import Split
+from dprp.converter.lowrank.shapes import LayerShape, Plain, shape_of
+from dprp.converter.lowrank.sweeping import sweepable, swept
+
+from .test_refitting import LAYERS, an_input
+
+SPLITS = [form for form in Form if form is not Form.CHANNEL]
+
+
+def _started(layer: Plain, form: Form, rank: int, x: Tensor) -> Factors:
+    shape = shape_of(layer)
+    matrix = matricise(layer.weight, shape, form).double()
+    return decompose(matrix, min(rank, full_rank(shape, form)), pair_moments(x, x, shape, form).ridged(1e-6))
+
+
+def _judged(layer: Plain, x: Tensor) -> Split:
+    """The images judge themselves, so that what is found can only be better on them."""
+    moments = pair_moments(x, x, shape_of(layer), Form.CHANNEL)
+    return Split(moments, moments, 0.5)
+
+
+def _error(layer: Plain, made: Tensor, x: Tensor, metric: Tensor | None = None) -> float:
+    shape = shape_of(layer)
+    moment = pair_moments(x, x, shape, Form.CHANNEL).second.reshape(shape.groups, -1, made.numel() // shape.outputs)
+    off = matricise(layer.weight.double() - made, shape, Form.CHANNEL).reshape(shape.groups, -1, moment.shape[-1])
+    felt = off if metric is None else metric @ off
+    return float((felt @ moment * off).sum())
+
+
+def _weight(factors: Factors, shape: LayerShape, form: Form) -> Tensor:
+    return rebuild(factors.product(), shape, form)
+
+
+@torch.no_grad()
+@settings(max_examples=40, deadline=None)
+@given(st.sampled_from(LAYERS), st.sampled_from(SPLITS), st.integers(1, 3), st.booleans(), st.integers(0, 99))
+def test_nothing_is_worse_than_the_second_factor_alone(
+    layer: Plain, form: Form, rank: int, felt: bool, seed: int
+) -> None:
+    shape = shape_of(layer)
+    if form not in forms_for(shape):
+        return
+    torch.manual_seed(seed)
+    x = an_input(layer, 6)
+    outputs = shape.outputs // shape.groups
+    mixed = torch.randn(shape.groups, outputs, outputs, dtype=torch.float64)
+    metric = mixed @ mixed.mT + 0.1 * torch.eye(outputs, dtype=torch.float64) if felt else None
+    factors = _started(layer, form, rank, x)
+    moment = pair_moments(x, x, shape, Form.CHANNEL).second
+    moment = moment + 1e-4 * moment.diagonal(dim1=-2, dim2=-1).mean(-1)[..., None, None] * torch.eye(moment.shape[-1])
+    before = refitted_weight(factors.v, layer.weight, shape, form, moment)
+    split = _judged(layer, x)
+    found = swept(factors, layer.weight, shape, form, split, centred=False, metric=metric)
+    assert found.u.shape == factors.u.shape
+    assert found.v.shape == factors.v.shape
+    if all(torch.equal(*pair) for pair in zip(found, factors, strict=True)):
+        return  # the second factor is fitted next, as before
+    assert _error(layer, _weight(found, shape, form), x, metric) <= 1.01 * _error(layer, before, x, metric) + 1e-9
+
+
+@torch.no_grad()
+def test_it_takes_a_tenth_of_the_error_from_an_edge_detector() -> None:
+    torch.manual_seed(0)
+    layer = nn.Conv2d(8, 16, 3, padding=1)
+    layer.weight -= layer.weight.mean((2, 3), keepdim=True)
+    x = an_input(layer, 12)
+    shape = shape_of(layer)
+    moment = pair_moments(x, x, shape, Form.CHANNEL).second
+    for form in (Form.SPATIAL, Form.POINTWISE):
+        factors = _started(layer, form, 4, x)
+        before = refitted_weight(factors.v, layer.weight, shape, form, moment)
+        found = swept(factors, layer.weight, shape, form, _judged(layer, x), centred=False)
+        assert _error(layer, _weight(found, shape, form), x) < 0.9 * _error(layer, before, x)
+
+
+@torch.no_grad()
+def test_other_images_decide() -> None:
+    """Fitted on next to nothing, what came in stays."""
+    torch.manual_seed(0)
+    layer = nn.Conv2d(8, 16, 3, padding=1)
+    shape = shape_of(layer)
+    x = an_input(layer, 12)
+    few = torch.zeros_like(x[:1])
+    few[..., 4, 4] = torch.randn(8)
+    fitted, judged = (pair_moments(part, part, shape, Form.CHANNEL) for part in (few, x))
+    factors = _started(layer, Form.SPATIAL, 4, x)
+    moment = judged.second
+    found = swept(factors, layer.weight, shape, Form.SPATIAL, Split(fitted, judged, 0.5), centred=False)
+    best = refitted_weight(factors.v, layer.weight, shape, Form.SPATIAL, moment)
+    after = refitted_weight(found.v, layer.weight, shape, Form.SPATIAL, moment)
+    assert _error(layer, after, x) < 1.2 * _error(layer, best, x)
+
+
+@torch.no_grad()
+@settings(max_examples=30, deadline=None)
+@given(st.sampled_from(LAYERS), st.sampled_from(SPLITS), st.integers(1, 3), st.integers(0, 99))
+def test_reach_is_the_first_factor_on_whole_windows(layer: Plain, form: Form, rank: int, seed: int) -> None:
+    shape = shape_of(layer)
+    if form not in forms_for(shape):
+        return
+    torch.manual_seed(seed)
+    matrix = matricise(layer.weight.double(), shape, form)
+    matrix = matrix.reshape(shape.groups, *matrix.shape[-2:])
+    u = torch.randn(shape.groups, matrix.shape[1], rank, dtype=torch.float64)
+    v = torch.randn(shape.groups, rank, matrix.shape[2], dtype=torch.float64)
+    taps = taps_of(shape, form)
+    columns = layer.weight.numel() // shape.outputs
+    laid = reach(v, taps, columns)
+    _, second = factor_shapes(shape, form, rank)
+    outer = rebuild(u, second, Form.POINTWISE)
+    whole = matricise(outer, second, Form.CHANNEL).reshape(shape.groups, -1, laid.shape[1]) @ laid
+    wanted = matricise(rebuild(u @ v, shape, form), shape, Form.CHANNEL).reshape(whole.shape)
+    torch.testing.assert_close(whole, wanted)
+    other = torch.randn_like(laid)
+    torch.testing.assert_close((laid * other).sum(), (v * gathered(other, taps)).sum())
+
+
+@torch.no_grad()
+def test_dead_inputs_stay_finite() -> None:
+    layer = LAYERS[0]
+    shape = shape_of(layer)
+    x = torch.zeros(2, 4, 9, 9)
+    factors = decompose(matricise(layer.weight, shape, Form.SPATIAL).double(), 2)
+    for split in (_judged(layer, x), Split(_judged(layer, x).fitted, None, 0.0)):
+        found = swept(factors, layer.weight, shape, Form.SPATIAL, split, centred=True)
+        ours = low_rank(shape, Form.SPATIAL, Factors(*(part.float() for part in found)), layer.bias)
+        assert bool(ours(an_input(layer, 2)).isfinite().all())
+
+
+def test_where_there_is_nothing_to_gain() -> None:
+    assert sweepable(shape_of(LAYERS[0]), Form.SPATIAL)
+    assert not sweepable(shape_of(LAYERS[0]), Form.CHANNEL)
+    assert not sweepable(shape_of(nn.Conv2d(512, 8, 3)), Form.SPATIAL)
+    assert not sweepable(shape_of(nn.Linear(4, 4)), Form.CHANNEL)
