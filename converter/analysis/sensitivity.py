@@ -21,8 +21,8 @@ from ..lowrank.costs import break_even_rank
 from ..lowrank.decomposition import best_pair
 from ..lowrank.forms import Form, forms_for, matricise, matrix_size, rebuild
 from ..lowrank.moments import LARGEST_MOMENT, PairMoments, pair_moments
-from ..lowrank.refitting import refitted_weight
 from ..lowrank.shapes import LayerShape
+from ..lowrank.sweeping import swept_weight
 from .answer_changes import answer_changes
 from .batch_axis import batch_axes
 from .calibration import RIDGE, Calibration, Energies, takes_up_means
@@ -250,12 +250,12 @@ def _fits(
     whole: Tensor | None,
     metric: Tensor | None,
 ) -> list[Tensor]:
-    """The weight cut to each rank, with the second factor fitted to the whole window where its moment is known."""
+    """The weight cut to each rank, both factors fitted to the whole window where its moment is known."""
     left, right = best_pair(matricise(weight, shape, form), max(ranks), moment, metric)
     if form is Form.CHANNEL or whole is None:
         cuts = [rebuild(left[..., :rank] @ right[..., :rank, :], shape, form) for rank in ranks]
     else:
-        cuts = [refitted_weight(right[..., :rank, :], weight, shape, form, whole) for rank in ranks]
+        cuts = [swept_weight(right[..., :rank, :], weight, shape, form, whole, metric) for rank in ranks]
     return [cut.reshape(weight.shape).to(weight.dtype) for cut in cuts]
 
 

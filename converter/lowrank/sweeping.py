@@ -19,6 +19,7 @@ from .decomposition import Factors, regularised, true_svd
 from .forms import Form, factor_shapes, matricise, matrix_size, rebuild
 from .moments import PairMoments
 from .reaching import gathered, reach, taps_of
+from .refitting import refitted_weight
 from .regression import Split
 from .shapes import LayerShape
 
@@ -85,6 +86,31 @@ def swept(
     return true_svd(matricise(outer, second, Form.POINTWISE), v.reshape(factors.v.shape))
 
 
+@torch.no_grad()
+def swept_weight(
+    v: Tensor, weight: Tensor, shape: LayerShape, form: Form, moment: Tensor, metric: Tensor | None = None
+) -> Tensor:
+    """The weight that a few sweeps end at; of a window too large for them, the nearest with this first factor.
+
+    Args:
+        v: (r, columns), or (groups, r, columns): the first factor to begin with.
+        weight: of `shape.weight`, the dense layer's.
+        shape, form: of a convolution, in any form but `channel`.
+        moment: second moment of whole windows, positive definite.
+        metric: as for `swept`.
+
+    Returns:
+        Of `shape.weight`, float64.
+    """
+    if not sweepable(shape, form):
+        return refitted_weight(v, weight, shape, form, moment)
+    sweeper = Sweeper(weight, shape, form, metric)
+    second = moment.reshape(shape.groups, *moment.shape[-2:])
+    target = Target(second, sweeper.weight @ second)
+    first = sweeper.swept(v.double().reshape(shape.groups, -1, v.shape[-1]), target)
+    return rebuild(sweeper.made(first, target), shape, Form.CHANNEL)
+
+
 class Target(NamedTuple):
     """What a weight on whole windows is fitted to: z the input, y the dense layer's output.
 
@@ -102,17 +128,17 @@ class Sweeper:
 
     def __init__(self, weight: Tensor, shape: LayerShape, form: Form, metric: Tensor | None) -> None:
         matrix = matricise(weight.double(), shape, Form.CHANNEL)
-        self._weight = matrix.reshape(shape.groups, *matrix.shape[-2:])
+        self.weight = matrix.reshape(shape.groups, *matrix.shape[-2:])
         self._taps = taps_of(shape, form)
         self._metric = metric
 
     def target(self, moments: PairMoments, noise: float) -> Target:
         """Of moments of whole windows, with noise in both networks' inputs."""
-        groups, _, columns = self._weight.shape
+        groups, _, columns = self.weight.shape
         second, cross = (part.reshape(groups, columns, columns) for part in moments[1::-1])
         amount = noise * second.diagonal(dim1=-2, dim2=-1).mean(-1)[:, None, None]
         eye = amount * torch.eye(columns, dtype=second.dtype, device=second.device)
-        return Target(second + eye, self._weight @ (cross + eye))
+        return Target(second + eye, self.weight @ (cross + eye))
 
     def swept(self, v: Tensor, target: Target) -> Tensor:
         """The first factor after a few sweeps."""
@@ -127,23 +153,33 @@ class Sweeper:
         found: Tensor = torch.linalg.solve(inner, (target.cross @ seen.mT).mT).mT
         return found
 
+    def made(self, v: Tensor, target: Target) -> Tensor:
+        """The weight of a first factor with its best second one."""
+        return self.second(v, target) @ self._reach(v)
+
     def error(self, v: Tensor, target: Target, judge: Target) -> float:
         """Of a first factor with the second fitted on one target, on another; less what is the same for all."""
-        made = self.second(v, target) @ self._reach(v)
+        made = self.made(v, target)
         return float((self._felt(made @ judge.second - 2 * judge.cross) * made).sum())
 
     def _first(self, u: Tensor, v: Tensor, target: Target) -> Tensor:
         """A better first factor for a second one, by preconditioned conjugate gradients."""
-        felt = u.mT @ self._felt(u)
+        groups, ranks, columns = v.shape
         taps = len(self._taps)
-        # As if no two taps saw the same, which is nearly so where pixels differ.
-        ranks = felt.shape[-1] // taps
-        own = felt.reshape(-1, ranks, taps, ranks, taps).diagonal(dim1=2, dim2=4).sum(-1)
-        under = torch.stack([target.second[:, tap][:, :, tap] for tap in self._taps]).sum(0)
-        left, right = (torch.linalg.cholesky(regularised(part, _TINY)) for part in (own, under))
+        felt = u.mT @ self._felt(u)
+        mixed = felt.reshape(groups, ranks, taps, ranks, taps).permute(0, 1, 2, 4, 3)
+        # Taps lie beside one another: what they see of each other are blocks of the moment.
+        order = torch.cat(self._taps)
+        blocks = target.second[:, order][:, :, order].reshape(groups, taps, columns, taps, columns)
 
         def bent(direction: Tensor) -> Tensor:
-            return gathered(felt @ self._reach(direction) @ target.second, self._taps)
+            seen = direction[:, None] @ blocks.flatten(3)
+            seen = seen.reshape(groups, taps, ranks, taps, columns).permute(0, 3, 1, 2, 4)
+            return mixed.flatten(2) @ seen.reshape(groups, -1, columns)
+
+        # As if no two taps saw the same, which is nearly so where pixels differ.
+        own, under = mixed.diagonal(dim1=2, dim2=3).sum(-1), blocks.diagonal(dim1=1, dim2=3).sum(-1)
+        left, right = (torch.linalg.cholesky(regularised(part, _TINY)) for part in (own, under))
 
         def scaled(slope: Tensor) -> Tensor:
             return torch.cholesky_solve(torch.cholesky_solve(slope, left).mT, right).mT
@@ -164,7 +200,7 @@ class Sweeper:
         return v
 
     def _reach(self, v: Tensor) -> Tensor:
-        return reach(v, self._taps, self._weight.shape[-1])
+        return reach(v, self._taps, self.weight.shape[-1])
 
     def _felt(self, output: Tensor) -> Tensor:
         return output if self._metric is None else self._metric.to(output) @ output

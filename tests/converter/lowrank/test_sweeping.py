@@ -16,7 +16,7 @@ from dprp.converter.lowrank.reaching import gathered, reach, taps_of
 from dprp.converter.lowrank.refitting import refitted_weight
 from dprp.converter.lowrank.regression import Split
 from dprp.converter.lowrank.shapes import LayerShape, Plain, shape_of
-from dprp.converter.lowrank.sweeping import sweepable, swept
+from dprp.converter.lowrank.sweeping import sweepable, swept, swept_weight
 
 from .test_refitting import LAYERS, an_input
 
@@ -87,6 +87,20 @@ def test_it_takes_a_tenth_of_the_error_from_an_edge_detector() -> None:
         before = refitted_weight(factors.v, layer.weight, shape, form, moment)
         found = swept(factors, layer.weight, shape, form, _judged(layer, x), centred=False)
         assert _error(layer, _weight(found, shape, form), x) < 0.9 * _error(layer, before, x)
+
+
+@torch.no_grad()
+def test_in_closed_form_it_is_what_plans_foretell() -> None:
+    layer = LAYERS[0]
+    shape = shape_of(layer)
+    x = an_input(layer, 12)
+    factors = _started(layer, Form.SPATIAL, 3, x)
+    split = Split(_judged(layer, x).fitted, None, 0.0)  # takes noise of a hundredth of the input
+    moment = split.fitted.second
+    moment = moment + 1e-2 * moment.diagonal().mean() * torch.eye(len(moment))
+    foretold = swept_weight(factors.v, layer.weight, shape, Form.SPATIAL, moment)
+    found = swept(factors, layer.weight, shape, Form.SPATIAL, split, centred=False)
+    torch.testing.assert_close(foretold, _weight(found, shape, Form.SPATIAL), rtol=1e-6, atol=1e-8)
 
 
 @torch.no_grad()
