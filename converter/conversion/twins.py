@@ -20,13 +20,20 @@ from ..lowrank.decomposition import Factors, decompose
 from ..lowrank.forms import Form, matricise, matrix_size, rebuild
 from ..lowrank.layers import LowRank, layout_of, low_rank
 from ..lowrank.moments import LARGEST_MOMENT, PairMoments, pair_moments
+from ..lowrank.reaching import seen_through
 from ..lowrank.refitting import refit_second, second_moments
 from ..lowrank.regression import Split, fit_on, nearest_map
 from ..lowrank.shapes import LayerShape, Plain
 from ..lowrank.sweeping import sweepable, swept
 
-_FEW, _SAMPLES = 32, 40
-"""Moments of whole windows are of so many images at least, and of so many samples for each of their values."""
+_FEWEST = 32
+"""Images that moments of whole windows are of, at least, where there are so many."""
+
+_TO_REFIT, _TO_CUT = 40, 160
+"""Samples that they are of, at least, for each of their values."""
+
+_MORE, _PART = 128, 4
+"""Images, at least, for a cut, or one in so many where that is less."""
 
 
 _Part = tuple[PairMoments, int, bool]
@@ -176,21 +183,21 @@ class Twin(nn.Module):
             centred=self._centred,
         )
 
-    def _windows(self, x: Tensor, z: Tensor) -> _PartOrNone:
+    def _windows(self, x: Tensor, z: Tensor, images: int, samples: int) -> _PartOrNone:
         """Moments of whole windows over as many images as are needed, evenly spread over all batches."""
-        columns = matrix_size(self._shape, Form.CHANNEL)[1]
-        x, z = self._some(x, columns), self._some(z, columns)
+        x, z = self._some(x, images, samples), self._some(z, images, samples)
         assert self.axis is not None
         count = z.shape[self.axis]
         moments = pair_moments(x, z, self._shape, Form.CHANNEL) if count else None
         return moments, count, self._walk.here.judges
 
-    def _some(self, x: Tensor, columns: int) -> Tensor:
+    def _some(self, x: Tensor, images: int, samples: int) -> Tensor:
         """As many of the images' blocks as are needed, evenly spread over all batches."""
         assert self.axis is not None
+        columns = matrix_size(self._shape, Form.CHANNEL)[1]
         here, size = self._walk.here, x.shape[self.axis]
-        samples = self._wanted(x[:1])[:1].numel() // self._shape.outputs if self.axis == 0 else 1
-        enough = max(_FEW, _SAMPLES * columns // max(1, samples))
+        places = self._wanted(x[:1])[:1].numel() // self._shape.outputs if self.axis == 0 else 1
+        enough = max(images, samples * columns // max(1, places))
         blocks = size // here.images
         every = max(1, self._walk.images * blocks // enough)
         if every == 1:
@@ -248,11 +255,12 @@ class Cut(Twin):
         shape, form, here = self._shape, self._form, self._walk.here
         if matrix_size(shape, form)[1] > LARGEST_MOMENT:
             return self._meet("its weight", None, lambda _: self._told(self._plain_cut()))  # type: ignore[no-any-return]
-        moments = pair_moments(x, z, shape, form)
-        factors, power = self._meet("its first factor", (moments, here.images, here.judges), self._first)
         if sweepable(shape, form):
-            windows = self._windows(x, z)
-            factors = self._meet("its whole windows", windows, lambda parts: self._swept(factors, parts))
+            images = max(_FEWEST, min(_MORE, self._walk.images // _PART))
+            factors, power = self._meet("its whole windows", self._windows(x, z, images, _TO_CUT), self._swept)
+        else:
+            moments = pair_moments(x, z, shape, form)
+            factors, power = self._meet("its first factor", (moments, here.images, here.judges), self._first)
         between = None if shape.linear else second_moments(factors, shape, form, z, self._wanted(x))
         part = (between, here.images, here.judges)
         made: LowRank = self._meet("its second factor", part, lambda parts: self._second(factors, power, parts))
@@ -264,9 +272,13 @@ class Cut(Twin):
         factors = decompose(whole, self._rank, moments.ridged(self._ridge), self._metric)
         return factors, float(moments.second.diagonal(dim1=-2, dim2=-1).mean())
 
-    def _swept(self, factors: Factors, parts: list[_PartOrNone]) -> Factors:
-        split, weight, metric = Split.of(_known(parts)), self.dense.weight, self._metric
-        return swept(factors, weight, self._shape, self._form, split, centred=self._centred, metric=metric)
+    def _swept(self, parts: list[_PartOrNone]) -> tuple[Factors, float]:
+        """As `_first`, of whole windows: both factors in turn from there."""
+        shape, form, known = self._shape, self._form, _known(parts)
+        through = [(seen_through(windows, shape, form), count, judges) for windows, count, judges in known]
+        factors, power = self._first(through)
+        split, weight, metric = Split.of(known), self.dense.weight, self._metric
+        return swept(factors, weight, shape, form, split, centred=self._centred, metric=metric), power
 
     def _second(self, factors: Factors, power: float, parts: list[_PartOrNone]) -> LowRank:
         known = _known(parts)
@@ -296,7 +308,7 @@ class Refit(Twin):
     def _fit(self, x: Tensor, z: Tensor) -> Plain:
         if matrix_size(self._shape, Form.CHANNEL)[1] > LARGEST_MOMENT:
             return self._meet("its weight", None, lambda _: copy.deepcopy(self.dense))  # type: ignore[no-any-return]
-        return self._meet("its input's moments", self._windows(x, z), self._refitted)  # type: ignore[no-any-return]
+        return self._meet("its input's moments", self._windows(x, z, _FEWEST, _TO_REFIT), self._refitted)  # type: ignore[no-any-return]
 
     def _refitted(self, parts: list[_PartOrNone]) -> Plain:
         whole, _ = self._nearest_map(_known(parts), Form.CHANNEL)

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from .forms import Form, factor_shapes
+from .moments import PairMoments
 from .shapes import LayerShape
 
 
@@ -47,3 +48,24 @@ def gathered(laid: Tensor, taps: Sequence[Tensor]) -> Tensor:
     """The adjoint of `reach`: (groups, r taps, columns) -> (groups, r, columns of the form)."""
     parts = laid.reshape(len(laid), -1, len(taps), laid.shape[-1])
     return torch.stack([parts[:, :, place, tap.to(laid.device)] for place, tap in enumerate(taps)]).sum(0)
+
+
+def seen_through(windows: PairMoments, shape: LayerShape, form: Form) -> PairMoments:
+    """Moments of what the first factor sees, of those of whole windows: the mean over where the taps lay it.
+
+    Counted so, a pixel at the border of the map weighs a little less than in `pair_moments`.
+    """
+    taps = taps_of(shape, form)
+
+    def mean(part: Tensor, *axes: int) -> Tensor:
+        seen = []
+        for tap in taps:
+            one = part
+            for axis in axes:
+                one = one.index_select(axis, tap.to(part.device))
+            seen.append(one)
+        return torch.stack(seen).mean(0)
+
+    return PairMoments(
+        mean(windows.cross, -2, -1), mean(windows.second, -2, -1), mean(windows.mean_x, -1), mean(windows.mean_z, -1)
+    )

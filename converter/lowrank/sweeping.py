@@ -26,11 +26,11 @@ from .shapes import LayerShape
 _LARGEST = 1152
 """Values of the largest window: beyond it sweeps take longer than all else."""
 
-_SWEEPS, _STEPS = 2, 12
+_SWEEPS, _STEPS = 3, 4
 """Sweeps, and steps of conjugate gradients in each, from the factor that is there already."""
 
-_NOISES = (1e-4, 1e-2, 1.0)
-"""Powers of white noise in the input, on which the dense weight is right, to choose from; relative to the input's."""
+_NOISE = 1e-2
+"""Power of white noise in the input, on which the dense weight is right, relative to the input's."""
 
 _TINY = 1e-9
 """Ridge against factors that see the same twice."""
@@ -71,15 +71,11 @@ def swept(
     def centre(moments: PairMoments) -> PairMoments:
         return moments.centred() if centred else moments
 
-    noise = _NOISES[1]
     if split.judged is not None:
-        fitted = [sweeper.target(centre(split.fitted), noise) for noise in _NOISES]
-        judge = sweeper.target(centre(split.judged), 0.0)
-        errors = [sweeper.error(sweeper.swept(start, target), target, judge) for target in fitted]
-        if not min(errors) < min(sweeper.error(start, target, judge) for target in fitted):
+        target, judge = sweeper.target(centre(split.fitted), _NOISE), sweeper.target(centre(split.judged), 0.0)
+        if not sweeper.error(sweeper.swept(start, target), target, judge) < sweeper.error(start, target, judge):
             return factors
-        noise = _NOISES[errors.index(min(errors))]
-    target = sweeper.target(centre(split.pooled()), noise)
+    target = sweeper.target(centre(split.pooled()), _NOISE)
     v = sweeper.swept(start, target)
     _, second = factor_shapes(shape, form, factors.rank)
     outer = rebuild(sweeper.second(v, target), second, Form.CHANNEL)

@@ -106,7 +106,7 @@ def test_batches_in_step_learn_what_one_batch_would(many: int, monkeypatch: pyte
     dense = _network()
     plan, calibration = _cut(dense, keep=("2", "9"))
     assert sorted(plan.factored) == ["0", "5"]
-    monkeypatch.setattr(twins, "_FEW", 9)  # so that some of the batches have none of these
+    monkeypatch.setattr(twins, "_FEWEST", 9)  # so that some of the batches have none of these
     once = convert(dense, plan, calibration=calibration)
     monkeypatch.setattr(sequential, "images_at_once", lambda _shapes: many)
     told: list[str] = []

@@ -63,7 +63,7 @@ def test_nothing_is_worse_than_the_second_factor_alone(
     metric = mixed @ mixed.mT + 0.1 * torch.eye(outputs, dtype=torch.float64) if felt else None
     factors = _started(layer, form, rank, x)
     moment = pair_moments(x, x, shape, Form.CHANNEL).second
-    moment = moment + 1e-4 * moment.diagonal(dim1=-2, dim2=-1).mean(-1)[..., None, None] * torch.eye(moment.shape[-1])
+    moment = moment + 1e-2 * moment.diagonal(dim1=-2, dim2=-1).mean(-1)[..., None, None] * torch.eye(moment.shape[-1])
     before = refitted_weight(factors.v, layer.weight, shape, form, moment)
     split = _judged(layer, x)
     found = swept(factors, layer.weight, shape, form, split, centred=False, metric=metric)
