@@ -29,7 +29,7 @@ _FEWEST_FITTED, _MOST_FITTED, _JUDGED = 64, 128, 300
 _TRIAL_MACS = 8e10
 """Multiply-adds to spend on the fits of one trial, which decides how many images they see."""
 
-_MACS = 3e11
+_MACS = 1.5e11
 """Multiply-adds to spend on trials: about 20 s on two cores for a small network."""
 
 _WALKS = 4
