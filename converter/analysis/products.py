@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 from torch import nn
@@ -30,8 +29,8 @@ def products_in(model: nn.Module, samples: Samples) -> dict[str, Product]:
         samples: what it runs on.
 
     Returns:
-        No layer is in two of them. None where the network does not run with products in their places, as one that
-        asks a layer for its sizes might not.
+        No layer is in two of them. Without those in whose places a product would not run: where the network asks a
+        layer for its sizes, say, or knows it by another name, too.
     """
     names = {module: name for name, module in model.named_modules()}
     fused = {layer for module in names if isinstance(module, FusedPair) for layer in module.children()}
@@ -45,7 +44,9 @@ def products_in(model: nn.Module, samples: Samples) -> dict[str, Product]:
         norm, second = pair
         taken |= {first, second}
         found[names[second]] = Product(name, None if norm is None else names[norm])
-    return found if found and _runs(joined(model, found), samples) else {}
+    if not found or _runs(model, found, samples):
+        return found
+    return {name: product for name, product in found.items() if _runs(model, {name: product}, samples)}
 
 
 def joined(model: nn.Module, products: Products) -> nn.Module:
@@ -74,7 +75,7 @@ def join_in_place(model: nn.Module, products: Products) -> None:
         if (
             not isinstance(first, Plain)
             or not isinstance(second, Plain)
-            or not (norm is None if product.norm is None else isinstance(norm, BatchNorm))
+            or not (norm is None if product.norm is None else _evaluates(norm, shape_of(first).outputs))
             or product_shape(shape_of(first), shape_of(second)) is None
         ):
             raise PlanError(f"{name}: is no product with {product.first} here; make the plan from this model")
@@ -110,10 +111,21 @@ def _pair(first: nn.Module, readers: Mapping[nn.Module, Reader]) -> tuple[BatchN
     return norm, second
 
 
-def _runs(model: nn.Module, samples: Samples) -> bool:
+def _evaluates(norm: nn.Module | None, channels: int) -> bool:
+    """Whether it is a norm of so many channels that does not look at the batch."""
+    return isinstance(norm, BatchNorm) and norm.num_features == channels and norm.running_mean is not None
+
+
+def _runs(model: nn.Module, products: Products, samples: Samples) -> bool:
+    """Whether the network runs with products in their places, and runs them."""
+    twin = joined(model, products)
+    places = [*products, *(product.first for product in products.values())]
+    ran: set[str] = set()
+    for name in places:
+        twin.get_submodule(name).register_forward_hook(lambda *_, name=name: ran.add(name))
     try:
-        with evaluating(model), torch.no_grad(), same_noise():
-            answer: Any = run(model, samples)
+        with evaluating(twin), torch.no_grad(), same_noise():
+            run(twin, samples)
     except ModelError:
         return False
-    return answer is not None
+    return ran == {*places}

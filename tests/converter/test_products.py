@@ -291,6 +291,40 @@ def test_other_pairs_are_two_layers(model: nn.Module) -> None:
     assert survey(model.eval(), x).products == {}
 
 
+class TwoNames(nn.Module):
+    """Its first pair goes by other names where it runs; the second one is a product."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(12, 3), nn.Linear(3, 12)
+        self.both = nn.Sequential(self.first, self.second)
+        self.others = nn.Sequential(nn.Linear(12, 3), nn.Linear(3, 12))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.others(self.both(x).relu())  # type: ignore[no-any-return]
+
+
+class OutsideOfModules(nn.Module):
+    """Calls its layers by a list of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(12, 3), nn.Linear(3, 12)
+        self.both = [self.first, self.second]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.both[1](self.both[0](x))  # type: ignore[no-any-return]
+
+
+def test_a_product_that_would_not_run_is_none() -> None:
+    layers = survey(TwoNames().eval(), torch.randn(2, 12))
+    assert layers.products == {"others.1": Product("others.0")}
+    assert layers.macs == 4 * 12 * 3
+    layers = survey(OutsideOfModules().eval(), torch.randn(2, 12))
+    assert layers.products == {}
+    assert layers.macs == 2 * 12 * 3
+
+
 def test_of_three_in_a_row_two_are_one() -> None:
     model = nn.Sequential(nn.Linear(12, 3), nn.Linear(3, 12), nn.Linear(12, 3), nn.Linear(3, 12)).eval()
     assert survey(model, torch.randn(2, 12)).products == {"1": Product("0"), "3": Product("2")}
@@ -337,6 +371,7 @@ def test_pairs_of_torchvisions_networks(name: str, pairs: dict[str, str]) -> Non
         ({"product": None}, "expand.0: a product has the name of its first layer"),
         ({"product": {"first": "nowhere", "norm": None}}, "expand.0: is no product with nowhere here"),
         ({"product": {"first": "project.0", "norm": "stem.0"}}, "expand.0: is no product with project.0 here"),
+        ({"product": {"first": "project.0", "norm": "expand.1"}}, "expand.0: is no product with project.0 here"),
         ({"product": {"first": "head", "norm": None}}, "expand.0: is no product with head here"),
         ({"product": {"norm": None}}, "the plan has no 'first'"),
         ({"product": 3}, "the plan does not read"),
