@@ -52,7 +52,7 @@ def swept(
     centred: bool,
     metric: Tensor | None = None,
 ) -> Factors:
-    """Factors after a few sweeps, or those that came in where these are no worse on the images that judge.
+    """Factors after a few sweeps; those that came in where these are no worse on images that judge, or none does.
 
     Args:
         factors: float64.
@@ -71,10 +71,11 @@ def swept(
     def centre(moments: PairMoments) -> PairMoments:
         return moments.centred() if centred else moments
 
-    if split.judged is not None:
-        target, judge = sweeper.target(centre(split.fitted), _NOISE), sweeper.target(centre(split.judged), 0.0)
-        if not sweeper.error(sweeper.swept(start, target), target, judge) < sweeper.error(start, target, judge):
-            return factors
+    if split.judged is None:
+        return factors
+    target, judge = sweeper.target(centre(split.fitted), _NOISE), sweeper.target(centre(split.judged), 0.0)
+    if not sweeper.error(sweeper.swept(start, target), target, judge) < sweeper.error(start, target, judge):
+        return factors
     target = sweeper.target(centre(split.pooled()), _NOISE)
     v = sweeper.swept(start, target)
     _, second = factor_shapes(shape, form, factors.rank)
@@ -86,7 +87,7 @@ def swept(
 def swept_weight(
     v: Tensor, weight: Tensor, shape: LayerShape, form: Form, moment: Tensor, metric: Tensor | None = None
 ) -> Tensor:
-    """The weight that a few sweeps end at; of a window too large for them, the nearest with this first factor.
+    """The weight that one sweep ends at; of a window too large for it, the nearest with this first factor.
 
     Args:
         v: (r, columns), or (groups, r, columns): the first factor to begin with.
@@ -103,7 +104,7 @@ def swept_weight(
     sweeper = Sweeper(weight, shape, form, metric)
     second = moment.reshape(shape.groups, *moment.shape[-2:])
     target = Target(second, sweeper.weight @ second)
-    first = sweeper.swept(v.double().reshape(shape.groups, -1, v.shape[-1]), target)
+    first = sweeper.swept(v.double().reshape(shape.groups, -1, v.shape[-1]), target, sweeps=1)
     return rebuild(sweeper.made(first, target), shape, Form.CHANNEL)
 
 
@@ -136,17 +137,21 @@ class Sweeper:
         eye = amount * torch.eye(columns, dtype=second.dtype, device=second.device)
         return Target(second + eye, self.weight @ (cross + eye))
 
-    def swept(self, v: Tensor, target: Target) -> Tensor:
+    def swept(self, v: Tensor, target: Target, sweeps: int = _SWEEPS) -> Tensor:
         """The first factor after a few sweeps."""
-        for _ in range(_SWEEPS):
+        for _ in range(sweeps):
             v = self._first(self.second(v, target), v, target)
         return v
 
     def second(self, v: Tensor, target: Target) -> Tensor:
         """The best second factor for a first one."""
-        seen = self._reach(v)
-        inner = regularised(seen @ target.second @ seen.mT, _TINY)
-        found: Tensor = torch.linalg.solve(inner, (target.cross @ seen.mT).mT).mT
+        groups, ranks, columns = v.shape
+        taps = len(self._taps)
+        seen = (v[:, None] @ self._blocks(target).flatten(3)).reshape(groups, taps, ranks, taps, columns)
+        inner = (seen @ v.mT[:, None, None]).permute(0, 2, 1, 4, 3).reshape(groups, ranks * taps, ranks * taps)
+        wanted = target.cross[..., torch.cat(self._taps)].reshape(groups, -1, taps, columns) @ v.mT[:, None]
+        wanted = wanted.mT.reshape(groups, -1, ranks * taps)
+        found: Tensor = torch.linalg.solve(regularised(inner, _TINY), wanted.mT).mT
         return found
 
     def made(self, v: Tensor, target: Target) -> Tensor:
@@ -164,9 +169,7 @@ class Sweeper:
         taps = len(self._taps)
         felt = u.mT @ self._felt(u)
         mixed = felt.reshape(groups, ranks, taps, ranks, taps).permute(0, 1, 2, 4, 3)
-        # Taps lie beside one another: what they see of each other are blocks of the moment.
-        order = torch.cat(self._taps)
-        blocks = target.second[:, order][:, :, order].reshape(groups, taps, columns, taps, columns)
+        blocks = self._blocks(target)
 
         def bent(direction: Tensor) -> Tensor:
             seen = direction[:, None] @ blocks.flatten(3)
@@ -194,6 +197,13 @@ class Sweeper:
             size, before = (residual * better).sum(), size
             direction = better + size / before * direction
         return v
+
+    def _blocks(self, target: Target) -> Tensor:
+        """Taps lie beside one another: what they see of each other, (groups, taps, columns, taps, columns)."""
+        order, taps = torch.cat(self._taps), len(self._taps)
+        moment = target.second[:, order][:, :, order]
+        size = len(order) // taps
+        return moment.reshape(-1, taps, size, taps, size)
 
     def _reach(self, v: Tensor) -> Tensor:
         return reach(v, self._taps, self.weight.shape[-1])
