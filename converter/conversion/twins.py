@@ -19,7 +19,7 @@ from ..analysis.running import named
 from ..lowrank.decomposition import Factors, decompose
 from ..lowrank.forms import Form, matricise, matrix_size, rebuild
 from ..lowrank.layers import LowRank, layout_of, low_rank
-from ..lowrank.moments import LARGEST_MOMENT, PairMoments, pair_moments
+from ..lowrank.moments import LARGEST_MOMENT, PairMoments, Summed, mean_patch, pair_moments, summed
 from ..lowrank.reaching import seen_through
 from ..lowrank.refitting import refit_second, second_moments
 from ..lowrank.regression import Split, fit_on, nearest_map
@@ -206,26 +206,26 @@ class Twin(nn.Module):
         return x.index_select(self.axis, some)
 
     def _take_up_mean(self, made: LowRank | Plain, x: Tensor, z: Tensor) -> None:
-        weight = next(made.parameters())
-        lacking = self._wanted(x).float() - made(z.to(weight.dtype)).float()
-        channels = self._channels(lacking)
-        others = [axis for axis in range(lacking.dim()) if axis != channels]
-        part = (lacking.sum(others, dtype=torch.float64), lacking.numel() // lacking.shape[channels])
-        self._meet("its mean", part, lambda parts: self._shift_by(made, parts))
+        part = (summed(x, self._shape), summed(z, self._shape))
+        self._meet("its mean", part, lambda parts: self._shift_by(made, *zip(*parts, strict=True)))
 
-    def _shift_by(self, made: LowRank | Plain, parts: list[tuple[Tensor, int]]) -> None:
-        mean = torch.stack([total for total, _ in parts]).sum(0) / sum(count for _, count in parts)
+    def _shift_by(self, made: LowRank | Plain, x: Sequence[Summed], z: Sequence[Summed]) -> None:
+        """Has a replacement's outputs lie around the mean of the dense layer's."""
+        lacking = self._mean_output(self.dense, x) - self._mean_output(made, z)
         if made.bias is not None:
-            made.bias.add_(mean.to(made.bias.dtype))
+            made.bias.add_(lacking.to(made.bias.dtype))
         else:
-            self.shift = mean.float()
+            self.shift = lacking.float()
 
-    def _channels(self, output: Tensor) -> int:
-        return self._shape.channel_axis(output.dim())
+    def _mean_output(self, layer: LowRank | Plain, inputs: Sequence[Summed]) -> Tensor:
+        """(outputs,) float64, less the bias."""
+        mean = mean_patch(inputs, self._shape)
+        matrix = matricise(layer.weight, self._shape, Form.CHANNEL).double().reshape(len(mean), -1, mean.shape[-1])
+        return (matrix @ mean.unsqueeze(-1)).flatten()
 
     def _along_channels(self, values: Tensor, output: Tensor) -> Tensor:
         sizes = [1] * output.dim()
-        sizes[self._channels(output)] = -1
+        sizes[self._shape.channel_axis(output.dim())] = -1
         return values.to(output.dtype).reshape(sizes)
 
 

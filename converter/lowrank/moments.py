@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -31,6 +31,10 @@ _TINY = 1e-15
 
 LARGEST_MOMENT = 6144
 """Columns of the largest moment made: a float64 matrix of 300 MB. Larger layers are cut without data."""
+
+
+Summed = tuple[Tensor, int]
+"""An input summed over its images, and how many these are."""
 
 
 class PairMoments(NamedTuple):
@@ -138,6 +142,34 @@ def moments_of(parts: Iterable[tuple[Tensor, Tensor]]) -> PairMoments:
         return product + off.unsqueeze(-1) * far_z.unsqueeze(-2) + far.unsqueeze(-1) * mean_z.unsqueeze(-2)
 
     return PairMoments(about_zero(cross, far_x, left), about_zero(second, far_z, right), mean_x, mean_z)
+
+
+def mean_patch(inputs: Sequence[Summed], layer: LayerShape) -> Tensor:
+    """The mean over all patches of what a layer multiplies with its weight.
+
+    Args:
+        inputs: parts of its input, each summed over its images as `summed` does, and how many these are.
+        layer: its geometry.
+
+    Returns:
+        (groups, n) float64, in the order of the form `channel`. A patch is linear in the input, so that those of the
+        sum of all images are what has to be gathered.
+    """
+    total = torch.stack([part for part, _ in inputs]).double().sum(0, keepdim=True)
+    mean = (total / sum(images for _, images in inputs)).float()
+    gathered = list(patches(mean, layer))
+    return torch.cat(gathered, -1).double().mean(-1)
+
+
+def summed(x: Tensor, layer: LayerShape) -> Summed:
+    """Sums an input over its images, or over the rows of a linear layer's."""
+    if layer.linear:
+        x = x.reshape(-1, x.shape[-1])
+        return x.float().sum(0), len(x)
+    if x.is_contiguous():
+        return x.float().sum(0), len(x)
+    # Channels last: a sum is many times faster along memory as it lies.
+    return x.float().movedim(1, -1).sum(0).movedim(-1, 0), len(x)
 
 
 def patches(x: Tensor, layer: LayerShape) -> Iterator[Tensor]:

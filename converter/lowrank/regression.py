@@ -99,9 +99,8 @@ def nearest_map(matrix: Tensor, moments: PairMoments, ridge: float) -> Tensor:
     if math.isinf(ridge):
         return matrix
     second = moments.ridged(ridge)
-    cross = moments.cross + (second - moments.second)
-    root = torch.linalg.cholesky(second)
-    return matrix @ torch.cholesky_solve(cross.mT, root).mT
+    wanted = matrix @ (moments.cross + (second - moments.second))
+    return torch.cholesky_solve(wanted.mT, torch.linalg.cholesky(second)).mT
 
 
 def best_ridge(fit: Callable[[float], Tensor], cross: Tensor, second: Tensor) -> float:
