@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import math
 import os
 from collections.abc import Iterable
@@ -25,8 +24,6 @@ ACTIVATION_BYTES = _quarter_of_memory()
 """For the activations that are alive at a time: a quarter of the machine's memory, from 1.5 to 4 GiB."""
 
 _AT_ONCE = 2**29
-
-_C_LIBRARY = ctypes.CDLL(None) if os.name == "posix" else None
 
 
 def images_in_memory(shapes: Iterable[LayerShape | None], wanted: int, *, networks: int = 1) -> int:
@@ -58,13 +55,6 @@ def images_at_once(shapes: Iterable[LayerShape | None]) -> int:
     """Images that go on together, in two networks, while others wait; at least one."""
     largest = max((_bytes(shape) for shape in shapes if shape is not None), default=1)
     return max(1, _AT_ONCE // (4 * max(1, largest)))
-
-
-def give_back() -> None:
-    """Gives the system what was freed: glibc keeps it by the gigabyte where tensors of many sizes came and went."""
-    trim = getattr(_C_LIBRARY, "malloc_trim", None)
-    if trim is not None:
-        trim(0)
 
 
 def bytes_kept(shape: LayerShape) -> int:

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 from typer.main import get_command
 
+from ..allocator import keep_freed_memory
 from .errors import exit_code
 
 app = typer.Typer(
@@ -46,6 +47,7 @@ def main(argv: list[str] | None = None) -> int:
     Returns:
         The exit code: 0, 2 after a user's mistake, 130 when interrupted.
     """
+    keep_freed_memory()
     from . import verbs  # noqa: F401  they register themselves
 
     return exit_code(lambda: get_command(app).main(args=argv, prog_name="dprp", standalone_mode=False))

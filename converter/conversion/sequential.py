@@ -24,10 +24,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from ..allocator import give_back
 from ..analysis.batch_axis import batch_axes
 from ..analysis.in_step import InStep, OtherWaysError, run_in_step
 from ..analysis.inputs import Samples, joined
-from ..analysis.memory import give_back, images_at_once, images_in_memory, images_waiting
+from ..analysis.memory import images_at_once, images_in_memory, images_waiting
 from ..analysis.norm_pairs import norm_pairs
 from ..analysis.output_metrics import OutputMetrics
 from ..analysis.probe import evaluating
