@@ -66,13 +66,20 @@ class InStep:
         place: int = self._place.number
         return place
 
-    def meet(self, where: object, value: T, combine: Callable[[list[T]], R]) -> R:
+    def meet(
+        self,
+        where: object,
+        value: T,
+        combine: Callable[[list[Any]], R],
+        gather: Callable[[list[Any], T], None] = list.append,
+    ) -> R:
         """Waits for all batches.
 
         Args:
             where: names the meeting; the same for all.
             value: what this batch brings.
             combine: makes one thing of what all have brought, in their order; called once.
+            gather: adds to the list of what was brought; may join it with what is there, if that is large.
 
         Returns:
             What it made.
@@ -84,7 +91,7 @@ class InStep:
             self._values, self._met = [], [where]
         elif self._met != [where]:
             raise self._apart()
-        self._values.append(value)
+        gather(self._values, value)
         if self.place == self._count - 1:
             values, self._values = self._values, []
             self._result = combine(values)

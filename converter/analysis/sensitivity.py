@@ -22,7 +22,7 @@ from ..lowrank.decomposition import best_pair
 from ..lowrank.forms import Form, forms_for, matricise, matrix_size, rebuild
 from ..lowrank.moments import LARGEST_MOMENT, PairMoments, pair_moments
 from ..lowrank.shapes import LayerShape
-from ..lowrank.sweeping import swept_weight
+from ..lowrank.sweeping import swept_weights
 from .answer_changes import answer_changes
 from .batch_axis import batch_axes
 from .calibration import RIDGE, Calibration, Energies, takes_up_means
@@ -255,7 +255,7 @@ def _fits(
     if form is Form.CHANNEL or whole is None:
         cuts = [rebuild(left[..., :rank] @ right[..., :rank, :], shape, form) for rank in ranks]
     else:
-        cuts = [swept_weight(right[..., :rank, :], weight, shape, form, whole, metric) for rank in ranks]
+        cuts = swept_weights(right, ranks, weight, shape, form, whole, metric)
     return [cut.reshape(weight.shape).to(weight.dtype) for cut in cuts]
 
 

@@ -22,7 +22,7 @@ from ..lowrank.layers import LowRank, layout_of, low_rank
 from ..lowrank.moments import LARGEST_MOMENT, PairMoments, Summed, mean_patch, pair_moments, summed
 from ..lowrank.reaching import seen_through
 from ..lowrank.refitting import refit_second, second_moments
-from ..lowrank.regression import Split, fit_on, nearest_map
+from ..lowrank.regression import Part, PartOrNone, Split, fit_on, nearest_map
 from ..lowrank.shapes import LayerShape, Plain
 from ..lowrank.sweeping import sweepable, swept
 
@@ -34,15 +34,6 @@ _TO_REFIT, _TO_CUT = 40, 160
 
 _MORE, _PART = 128, 4
 """Images, at least, for a cut, or one in so many where that is less."""
-
-
-_Part = tuple[PairMoments, int, bool]
-_PartOrNone = tuple[PairMoments | None, int, bool]
-"""Moments of a batch, of how many samples they are, and whether these judge."""
-
-
-def _known(parts: Sequence[_PartOrNone]) -> list[_Part]:
-    return [(moments, count, judges) for moments, count, judges in parts if moments is not None]
 
 
 class Batch(NamedTuple):
@@ -162,6 +153,10 @@ class Twin(nn.Module):
     def _meet(self, where: str, value: Any, combine: Callable[[list[Any]], Any]) -> Any:
         return self._walk.step.meet((self.name, where), value, combine)
 
+    def _pool(self, where: str, part: PartOrNone, combine: Callable[[list[Part]], Any]) -> Any:
+        """Meets with moments, which are pooled as they come: those of one batch take up to 300 MB."""
+        return self._walk.step.meet((self.name, where), part, combine, Split.gather)
+
     def _alone(self) -> None:
         """Makes the replacement without images, if there is to be one."""
 
@@ -173,17 +168,17 @@ class Twin(nn.Module):
         if self._on_layer is not None:
             self._on_layer(self.name)
 
-    def _nearest_map(self, parts: list[_Part], form: Form) -> tuple[Tensor, PairMoments]:
+    def _nearest_map(self, parts: list[Part], form: Form) -> tuple[Tensor, PairMoments]:
         """The full map from z in a form, and the moments that it was found in."""
         matrix = matricise(self.dense.weight, self._shape, form).double()
         return fit_on(
             Split.of(parts),
-            lambda moments, ridge: nearest_map(matrix, moments, ridge),
+            lambda moments, wanted, ridge: nearest_map(matrix, moments, wanted, ridge),
             lambda moments: matrix @ moments.cross,
             centred=self._centred,
         )
 
-    def _windows(self, x: Tensor, z: Tensor, images: int, samples: int) -> _PartOrNone:
+    def _windows(self, x: Tensor, z: Tensor, images: int, samples: int) -> PartOrNone:
         """Moments of whole windows over as many images as are needed, evenly spread over all batches."""
         x, z = self._some(x, images, samples), self._some(z, images, samples)
         assert self.axis is not None
@@ -257,33 +252,32 @@ class Cut(Twin):
             return self._meet("its weight", None, lambda _: self._told(self._plain_cut()))  # type: ignore[no-any-return]
         if sweepable(shape, form):
             images = max(_FEWEST, min(_MORE, self._walk.images // _PART))
-            factors, power = self._meet("its whole windows", self._windows(x, z, images, _TO_CUT), self._swept)
+            factors, power = self._pool("its whole windows", self._windows(x, z, images, _TO_CUT), self._swept)
         else:
             moments = pair_moments(x, z, shape, form)
-            factors, power = self._meet("its first factor", (moments, here.images, here.judges), self._first)
+            factors, power = self._pool("its first factor", (moments, here.images, here.judges), self._first)
         between = None if shape.linear else second_moments(factors, shape, form, z, self._wanted(x))
         part = (between, here.images, here.judges)
-        made: LowRank = self._meet("its second factor", part, lambda parts: self._second(factors, power, parts))
+        made: LowRank = self._pool("its second factor", part, lambda parts: self._second(factors, power, parts))
         return made
 
-    def _first(self, parts: list[_Part]) -> tuple[Factors, float]:
+    def _first(self, parts: list[Part]) -> tuple[Factors, float]:
         """Factors of the full map, and the power of what the layer reads."""
         whole, moments = self._nearest_map(parts, self._form)
         factors = decompose(whole, self._rank, moments.ridged(self._ridge), self._metric)
         return factors, float(moments.second.diagonal(dim1=-2, dim2=-1).mean())
 
-    def _swept(self, parts: list[_PartOrNone]) -> tuple[Factors, float]:
+    def _swept(self, parts: list[Part]) -> tuple[Factors, float]:
         """As `_first`, of whole windows: both factors in turn from there."""
-        shape, form, known = self._shape, self._form, _known(parts)
-        through = [(seen_through(windows, shape, form), count, judges) for windows, count, judges in known]
+        shape, form = self._shape, self._form
+        through = [(seen_through(windows, shape, form), count, judges) for windows, count, judges in parts]
         factors, power = self._first(through)
-        split, weight, metric = Split.of(known), self.dense.weight, self._metric
+        split, weight, metric = Split.of(parts), self.dense.weight, self._metric
         return swept(factors, weight, shape, form, split, centred=self._centred, metric=metric), power
 
-    def _second(self, factors: Factors, power: float, parts: list[_PartOrNone]) -> LowRank:
-        known = _known(parts)
-        if known:
-            split, weight = Split.of(known), self.dense.weight
+    def _second(self, factors: Factors, power: float, parts: list[Part]) -> LowRank:
+        if parts:
+            split, weight = Split.of(parts), self.dense.weight
             factors = refit_second(factors, weight, self._shape, self._form, split, power, centred=self._centred)
         return self._told(factors)
 
@@ -308,10 +302,10 @@ class Refit(Twin):
     def _fit(self, x: Tensor, z: Tensor) -> Plain:
         if matrix_size(self._shape, Form.CHANNEL)[1] > LARGEST_MOMENT:
             return self._meet("its weight", None, lambda _: copy.deepcopy(self.dense))  # type: ignore[no-any-return]
-        return self._meet("its input's moments", self._windows(x, z, _FEWEST, _TO_REFIT), self._refitted)  # type: ignore[no-any-return]
+        return self._pool("its input's moments", self._windows(x, z, _FEWEST, _TO_REFIT), self._refitted)  # type: ignore[no-any-return]
 
-    def _refitted(self, parts: list[_PartOrNone]) -> Plain:
-        whole, _ = self._nearest_map(_known(parts), Form.CHANNEL)
+    def _refitted(self, parts: list[Part]) -> Plain:
+        whole, _ = self._nearest_map(parts, Form.CHANNEL)
         made = copy.deepcopy(self.dense)
         made.weight.copy_(rebuild(whole, self._shape, Form.CHANNEL).reshape(made.weight.shape))
         return made

@@ -146,11 +146,11 @@ def regularised(second_moment: Tensor, ridge: float = 1e-4) -> Tensor:
         second_moment: (..., n, n), symmetric.
         ridge: added to the diagonal, relative to the mean of the diagonal.
     """
-    moment = second_moment.to(torch.float64)
-    scale = moment.diagonal(dim1=-2, dim2=-1).mean(-1, keepdim=True).unsqueeze(-1)
-    eye = torch.eye(moment.shape[-1], dtype=moment.dtype, device=moment.device)
+    moment = second_moment.to(torch.float64, copy=True)
+    scale = moment.diagonal(dim1=-2, dim2=-1).mean(-1, keepdim=True)
     # An input that is always zero has no scale of its own: any ridge gives plain SVD.
-    return moment + eye * torch.where(scale > 0, scale * ridge, torch.ones_like(scale))
+    moment.diagonal(dim1=-2, dim2=-1).add_(torch.where(scale > 0, scale * ridge, torch.ones_like(scale)))
+    return moment
 
 
 def _above(metric: Tensor) -> Tensor:

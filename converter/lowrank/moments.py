@@ -53,9 +53,10 @@ class PairMoments(NamedTuple):
 
     def centred(self) -> PairMoments:
         """Covariances: what counts where a bias, or the norm behind the layer, takes up its mean."""
+        rows = self.mean_z.unsqueeze(-2)
         return self._replace(
-            cross=self.cross - self.mean_x.unsqueeze(-1) * self.mean_z.unsqueeze(-2),
-            second=self.second - self.mean_z.unsqueeze(-1) * self.mean_z.unsqueeze(-2),
+            cross=torch.addcmul(self.cross, self.mean_x.unsqueeze(-1), rows, value=-1),
+            second=torch.addcmul(self.second, self.mean_z.unsqueeze(-1), rows, value=-1),
         )
 
     def pooled(self, other: PairMoments, part: float) -> PairMoments:
@@ -65,13 +66,14 @@ class PairMoments(NamedTuple):
             other: of further samples.
             part: of all samples that are the other's, 0..1.
         """
-        return PairMoments(*(mine + part * (theirs - mine) for mine, theirs in zip(self, other, strict=True)))
+        return PairMoments(*(mine.lerp(theirs, part) for mine, theirs in zip(self, other, strict=True)))
 
     def ridged(self, ridge: float) -> Tensor:
         """The second moment made positive definite: `regularised`, and by what rounding left of the mean."""
-        size = (self.second.diagonal(dim1=-2, dim2=-1) + self.mean_z.square()).mean(-1)
-        eye = torch.eye(self.second.shape[-1], dtype=torch.float64, device=self.second.device)
-        return regularised(self.second, ridge) + _ROUNDING * size[..., None, None] * eye
+        size = (self.second.diagonal(dim1=-2, dim2=-1) + self.mean_z.square()).mean(-1, keepdim=True)
+        ridged = regularised(self.second, ridge)
+        ridged.diagonal(dim1=-2, dim2=-1).add_(_ROUNDING * size)
+        return ridged
 
 
 @torch.no_grad()
@@ -94,7 +96,7 @@ def pair_moments(x: Tensor, z: Tensor, shape: LayerShape, form: Form) -> PairMom
             found = moments_of((part, part) for part in patches(z, first))
         else:
             found = moments_of(zip(patches(x, first), patches(z, first), strict=True))
-    if not bool(found.second.isfinite().all()):
+    if not bool(found.second.diagonal(dim1=-2, dim2=-1).isfinite().all()):  # no other value is larger
         raise ModelError(
             f"its inputs are not finite, or too large to square (largest {float(z.abs().max()):.3g}); scale the "
             "images as the network was trained on them"
@@ -106,42 +108,50 @@ def moments_of(parts: Iterable[tuple[Tensor, Tensor]]) -> PairMoments:
     """Moments of samples that come some at a time.
 
     Args:
-        parts: x (groups, m, samples) and z (groups, n, samples); one tensor twice where they are the same.
+        parts: x (groups, m, samples) and z (groups, n, samples), one at least; one tensor twice where they are the
+            same.
 
     Returns:
         Means over all samples. Products are taken in the samples' type about the mean of the first part, so that
         little is rounded off where the mean is large; all else in float64, and products of tiny samples.
     """
-    cross = second = sum_x = sum_z = torch.zeros((), dtype=torch.float64)
+    sums: list[Tensor] = []
     about_x = about_z = torch.zeros(())
     count, tiny = 0, False
     for x, z in parts:
         same = x is z
-        if count == 0:
+        if not sums:
             tiny = float(z.abs().amax()) < _TINY if z.numel() else False
         if tiny:
             z = z.double()
             x = z if same else x.double()
-        if count == 0:
+        if not sums:
             about_z = z.mean(-1, keepdim=True)
             about_x = about_z if same else x.mean(-1, keepdim=True)
-            cross, second, sum_x, sum_z = (part.to(z.device) for part in (cross, second, sum_x, sum_z))
         z = z - about_z
-        x = z if same else x - about_x
-        second = second + (z @ z.mT).double()
-        sum_z = sum_z + z.sum(-1).double()
-        cross = second if same else cross + (x @ z.mT).double()
-        sum_x = sum_z if same else sum_x + x.sum(-1).double()
+        found = [z @ z.mT, z.sum(-1)]
+        if not same:
+            x = x - about_x
+            found += [x @ z.mT, x.sum(-1)]
+        if not sums:
+            sums = [part.new_zeros(part.shape, dtype=torch.float64) for part in found]
+        for total, part in zip(sums, found, strict=True):
+            total.add_(part)  # in place: a matrix of 4,608 columns has 170 MB
         count += z.shape[-1]
-    cross, second, left, right = (part / max(1, count) for part in (cross, second, sum_x, sum_z))
-    far_x, far_z = about_x.double().squeeze(-1), about_z.double().squeeze(-1)
-    mean_x, mean_z = far_x + left, far_z + right
+    second, off_z, *of_pairs = (total.div_(max(1, count)) for total in sums)
+    far_z = about_z.double().squeeze(-1)
+    mean_z = far_z + off_z
 
     def about_zero(product: Tensor, far: Tensor, off: Tensor) -> Tensor:
         # E[x z^T] = E[(x - a)(z - b)^T] + E[x - a] b^T + a E[z]^T
-        return product + off.unsqueeze(-1) * far_z.unsqueeze(-2) + far.unsqueeze(-1) * mean_z.unsqueeze(-2)
+        product.addcmul_(off.unsqueeze(-1), far_z.unsqueeze(-2))
+        return product.addcmul_(far.unsqueeze(-1), mean_z.unsqueeze(-2))
 
-    return PairMoments(about_zero(cross, far_x, left), about_zero(second, far_z, right), mean_x, mean_z)
+    second = about_zero(second, far_z, off_z)
+    if not of_pairs:
+        return PairMoments(second, second, mean_z, mean_z)
+    (cross, off_x), far_x = of_pairs, about_x.double().squeeze(-1)
+    return PairMoments(about_zero(cross, far_x, off_x), second, far_x + off_x, mean_z)
 
 
 def mean_patch(inputs: Sequence[Summed], layer: LayerShape) -> Tensor:

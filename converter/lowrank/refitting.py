@@ -83,10 +83,10 @@ def refit_second(
     reaching = _reach(factors.v, shape, form)
     noise_inner, noise_cross = reaching @ reaching.mT, _windows(weight, shape) @ reaching.mT
 
-    def solved(moments: PairMoments, ridge: float) -> Tensor:
+    def solved(moments: PairMoments, wanted: Tensor, ridge: float) -> Tensor:
         noise = power * min(ridge, _MOST_NOISE)
         inner = regularised(moments.second + noise * noise_inner, _TINY)
-        after: Tensor = torch.linalg.solve(inner, (moments.cross + noise * noise_cross).mT).mT
+        after: Tensor = torch.linalg.solve(inner, (wanted + noise * noise_cross).mT).mT
         return after
 
     after, _ = fit_on(split, solved, lambda moments: moments.cross, centred=centred)
@@ -105,26 +105,6 @@ def _parts(
         for part in patches(convolve(given.float(), kernel, None, first), second):
             yield rows[..., start : start + part.shape[-1]], part
             start += part.shape[-1]
-
-
-@torch.no_grad()
-def refitted_weight(v: Tensor, weight: Tensor, shape: LayerShape, form: Form, moment: Tensor) -> Tensor:
-    """The dense weight nearest to a layer's own whose first factor is given, in closed form.
-
-    Args:
-        v: (r, columns), or (groups, r, columns), of this form.
-        weight: of `shape.weight`.
-        moment: second moment of whole windows, as of the form `channel`, positive definite.
-
-    Returns:
-        Of `shape.weight`, float64. What `refit_second` finds on the data that the moment is of.
-    """
-    moment = moment.reshape(shape.groups, *moment.shape[-2:])
-    reaching = _reach(v, shape, form)
-    seen = reaching @ moment
-    inner = regularised(seen @ reaching.mT, _TINY)
-    second: Tensor = torch.linalg.solve(inner, seen @ _windows(weight, shape).mT).mT
-    return rebuild(second @ reaching, shape, Form.CHANNEL)
 
 
 def _windows(weight: Tensor, shape: LayerShape) -> Tensor:

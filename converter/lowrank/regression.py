@@ -7,6 +7,7 @@ map stays to the layer's own weight.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -18,6 +19,11 @@ from .moments import PairMoments
 
 RIDGES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, math.inf)
 """To choose from, relative to the mean of a moment's diagonal; at infinity nothing is fitted."""
+
+
+Part = tuple[PairMoments, int, bool]
+PartOrNone = tuple[PairMoments | None, int, bool]
+"""Moments, of how many images or samples they are, and whether these judge."""
 
 
 class Split(NamedTuple):
@@ -33,12 +39,24 @@ class Split(NamedTuple):
     part: float
 
     @classmethod
-    def of(cls, parts: Sequence[tuple[PairMoments, int, bool]]) -> Split:
-        """Of moments, how many images or samples each is of, and whether it judges; some do not."""
+    def of(cls, parts: Sequence[Part]) -> Split:
+        """Of moments some of which do not judge."""
         judging = sum(count for _, count, judges in parts if judges)
         judged = _pooled([(moments, count) for moments, count, judges in parts if judges]) if judging else None
         fitted = _pooled([(moments, count) for moments, count, judges in parts if not judges])
         return cls(fitted, judged, judging / sum(count for _, count, _ in parts))
+
+    @staticmethod
+    def gather(parts: list[Part], part: PartOrNone) -> None:
+        """Adds moments, if any, to others, for `of`: pooled with the last ones where both judge, or neither does."""
+        moments, count, judges = part
+        if moments is None:
+            return
+        if parts and parts[-1][2] == judges:
+            before, others, _ = parts.pop()
+            count += others
+            moments = before.pooled(moments, part[1] / count)
+        parts.append((moments, count, judges))
 
     def pooled(self) -> PairMoments:
         """Over all of them."""
@@ -56,7 +74,7 @@ def _pooled(parts: Sequence[tuple[PairMoments, int]]) -> PairMoments:
 @torch.no_grad()
 def fit_on(
     split: Split,
-    fit: Callable[[PairMoments, float], Tensor],
+    fit: Callable[[PairMoments, Tensor, float], Tensor],
     aim: Callable[[PairMoments], Tensor],
     *,
     centred: bool,
@@ -65,7 +83,7 @@ def fit_on(
 
     Args:
         split: moments; without judges the ridge is the smallest.
-        fit: makes the map (..., m, n) of moments at a ridge.
+        fit: makes the map (..., m, n) of moments, what `aim` makes of them, and a ridge.
         aim: E[y z^T] (..., m, n) in given moments, y being what the map shall give.
         centred: whether a bias, or a norm behind, takes up the mean.
 
@@ -79,18 +97,20 @@ def fit_on(
     ridge = RIDGES[0]
     if split.judged is not None:
         fitted, judged = centre(split.fitted), centre(split.judged)
-        ridge = best_ridge(lambda ridge: fit(fitted, ridge), aim(judged), judged.second)
+        wanted = aim(fitted)
+        ridge = best_ridge(lambda ridge: fit(fitted, wanted, ridge), aim(judged), judged.second)
     moments = centre(split.pooled())
-    return fit(moments, ridge), moments
+    return fit(moments, aim(moments), ridge), moments
 
 
 @torch.no_grad()
-def nearest_map(matrix: Tensor, moments: PairMoments, ridge: float) -> Tensor:
+def nearest_map(matrix: Tensor, moments: PairMoments, wanted: Tensor, ridge: float) -> Tensor:
     """A = (M E[x z^T] + ridge M) (E[z z^T] + ridge I)^-1: nearest to M x as seen from z.
 
     Args:
         matrix: M (..., m, n), float64.
         moments: of x and z.
+        wanted: M E[x z^T].
         ridge: relative; the same amount is added to both moments, so that without data the map is M itself.
 
     Returns:
@@ -99,21 +119,29 @@ def nearest_map(matrix: Tensor, moments: PairMoments, ridge: float) -> Tensor:
     if math.isinf(ridge):
         return matrix
     second = moments.ridged(ridge)
-    wanted = matrix @ (moments.cross + (second - moments.second))
-    return torch.cholesky_solve(wanted.mT, torch.linalg.cholesky(second)).mT
+    added = second[..., :1, :1] - moments.second[..., :1, :1]  # to every value of the diagonal
+    return torch.cholesky_solve((wanted + added * matrix).mT, torch.linalg.cholesky(second)).mT
 
 
 def best_ridge(fit: Callable[[float], Tensor], cross: Tensor, second: Tensor) -> float:
     """The one of RIDGES whose map is nearest on images that it was not fitted on; the largest of equal ones.
+
+    The error has one valley over the ridges, and is followed down from the middle of them.
 
     Args:
         fit: makes the map (..., m, n) at a ridge.
         cross, second: E[y z^T] (..., m, n) and E[z z^T] (..., n, n) on those images, y being what is wanted.
     """
 
-    def misfit(ridge: float) -> float:  # less E[y y^T], which is the same for all
-        weight = fit(ridge)
+    @functools.cache
+    def misfit(place: int) -> float:  # less E[y y^T], which is the same for all
+        weight = fit(RIDGES[place])
         error = float((weight @ second * weight).sum() - 2 * (weight * cross).sum())
         return error if math.isfinite(error) else math.inf
 
-    return min(reversed(RIDGES), key=misfit)
+    best = len(RIDGES) // 2
+    while best > 0 and misfit(best - 1) < misfit(best):
+        best -= 1
+    while best + 1 < len(RIDGES) and misfit(best + 1) <= misfit(best):
+        best += 1
+    return RIDGES[best]

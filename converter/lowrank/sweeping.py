@@ -10,6 +10,7 @@ Source: Jaderberg et al. (2014), "filter reconstruction", on data.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -19,7 +20,6 @@ from .decomposition import Factors, regularised, true_svd
 from .forms import Form, factor_shapes, matricise, matrix_size, rebuild
 from .moments import PairMoments
 from .reaching import gathered, reach, taps_of
-from .refitting import refitted_weight
 from .regression import Split
 from .shapes import LayerShape
 
@@ -84,13 +84,20 @@ def swept(
 
 
 @torch.no_grad()
-def swept_weight(
-    v: Tensor, weight: Tensor, shape: LayerShape, form: Form, moment: Tensor, metric: Tensor | None = None
-) -> Tensor:
-    """The weight that one sweep ends at; of a window too large for it, the nearest with this first factor.
+def swept_weights(
+    v: Tensor,
+    ranks: Sequence[int],
+    weight: Tensor,
+    shape: LayerShape,
+    form: Form,
+    moment: Tensor,
+    metric: Tensor | None = None,
+) -> list[Tensor]:
+    """The weights of some ranks that one sweep ends at; of a window too large for it, see `refitted_weights`.
 
     Args:
-        v: (r, columns), or (groups, r, columns): the first factor to begin with.
+        v: (r, columns), or (groups, r, columns): first factors to begin with, the most important first.
+        ranks: at most r.
         weight: of `shape.weight`, the dense layer's.
         shape, form: of a convolution, in any form but `channel`.
         moment: second moment of whole windows, positive definite.
@@ -100,12 +107,26 @@ def swept_weight(
         Of `shape.weight`, float64.
     """
     if not sweepable(shape, form):
-        return refitted_weight(v, weight, shape, form, moment)
+        return refitted_weights(v, ranks, weight, shape, form, moment)
     sweeper = Sweeper(weight, shape, form, metric)
-    second = moment.reshape(shape.groups, *moment.shape[-2:])
-    target = Target(second, sweeper.weight @ second)
-    first = sweeper.swept(v.double().reshape(shape.groups, -1, v.shape[-1]), target, sweeps=1)
-    return rebuild(sweeper.made(first, target), shape, Form.CHANNEL)
+    target = sweeper.noiseless(moment)
+    whole = v.double().reshape(shape.groups, -1, v.shape[-1])
+    firsts = [sweeper.swept(whole[:, :rank], target, sweeps=1) for rank in ranks]
+    return [rebuild(sweeper.made(first, target), shape, Form.CHANNEL) for first in firsts]
+
+
+@torch.no_grad()
+def refitted_weights(
+    v: Tensor, ranks: Sequence[int], weight: Tensor, shape: LayerShape, form: Form, moment: Tensor
+) -> list[Tensor]:
+    """The weights nearest to a layer's own, in closed form, whose first factors are given; see `swept_weights`.
+
+    What `refit_second` finds on the data that the moment is of.
+    """
+    sweeper = Sweeper(weight, shape, form, None)
+    first = v.double().reshape(shape.groups, -1, v.shape[-1])
+    made = sweeper.made_of(first, sweeper.noiseless(moment), ranks)
+    return [rebuild(one, shape, Form.CHANNEL) for one in made]
 
 
 class Target(NamedTuple):
@@ -137,6 +158,11 @@ class Sweeper:
         eye = amount * torch.eye(columns, dtype=second.dtype, device=second.device)
         return Target(second + eye, self.weight @ (cross + eye))
 
+    def noiseless(self, moment: Tensor) -> Target:
+        """Of a second moment of whole windows, the input being the same in both networks."""
+        second = moment.reshape(len(self.weight), *moment.shape[-2:])
+        return Target(second, self.weight @ second)
+
     def swept(self, v: Tensor, target: Target, sweeps: int = _SWEEPS) -> Tensor:
         """The first factor after a few sweeps."""
         for _ in range(sweeps):
@@ -145,18 +171,32 @@ class Sweeper:
 
     def second(self, v: Tensor, target: Target) -> Tensor:
         """The best second factor for a first one."""
-        groups, ranks, columns = v.shape
-        taps = len(self._taps)
-        seen = (v[:, None] @ self._blocks(target).flatten(3)).reshape(groups, taps, ranks, taps, columns)
-        inner = (seen @ v.mT[:, None, None]).permute(0, 2, 1, 4, 3).reshape(groups, ranks * taps, ranks * taps)
-        wanted = target.cross[..., torch.cat(self._taps)].reshape(groups, -1, taps, columns) @ v.mT[:, None]
-        wanted = wanted.mT.reshape(groups, -1, ranks * taps)
-        found: Tensor = torch.linalg.solve(regularised(inner, _TINY), wanted.mT).mT
-        return found
+        return self._seconds(v, target, [v.shape[1]])[0]
 
     def made(self, v: Tensor, target: Target) -> Tensor:
         """The weight of a first factor with its best second one."""
-        return self.second(v, target) @ self._reach(v)
+        return self.made_of(v, target, [v.shape[1]])[0]
+
+    def made_of(self, v: Tensor, target: Target, ranks: Sequence[int]) -> list[Tensor]:
+        """The same of the first so many rows of a first factor."""
+        seconds = self._seconds(v, target, ranks)
+        return [second @ self._reach(v[:, :rank]) for second, rank in zip(seconds, ranks, strict=True)]
+
+    def _seconds(self, v: Tensor, target: Target, ranks: Sequence[int]) -> list[Tensor]:
+        groups, most, columns = v.shape
+        taps = len(self._taps)
+        seen = (v[:, None] @ self._blocks(target).flatten(3)).reshape(groups, taps, most, taps, columns)
+        inner = (seen @ v.mT[:, None, None]).permute(0, 2, 1, 4, 3)
+        wanted = target.cross[..., torch.cat(self._taps)].reshape(groups, -1, taps, columns) @ v.mT[:, None]
+        wanted = wanted.mT
+
+        def solved(rank: int) -> Tensor:
+            bent = inner[:, :rank, :, :rank].reshape(groups, rank * taps, rank * taps)
+            aim = wanted[:, :, :rank].reshape(groups, -1, rank * taps)
+            found: Tensor = torch.linalg.solve(regularised(bent, _TINY), aim.mT).mT
+            return found
+
+        return [solved(rank) for rank in ranks]
 
     def error(self, v: Tensor, target: Target, judge: Target) -> float:
         """Of a first factor with the second fitted on one target, on another; less what is the same for all."""

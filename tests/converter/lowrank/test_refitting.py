@@ -13,9 +13,10 @@ from dprp.converter.lowrank.decomposition import Factors, decompose, regularised
 from dprp.converter.lowrank.forms import forms_for, matricise, rebuild
 from dprp.converter.lowrank.layers import convolve, low_rank
 from dprp.converter.lowrank.moments import pair_moments
-from dprp.converter.lowrank.refitting import refit_second, refitted_weight, second_moments
+from dprp.converter.lowrank.refitting import refit_second, second_moments
 from dprp.converter.lowrank.regression import Split, nearest_map
 from dprp.converter.lowrank.shapes import Plain, shape_of
+from dprp.converter.lowrank.sweeping import refitted_weights
 
 LAYERS = [
     nn.Conv2d(4, 6, 3, padding=1),
@@ -80,7 +81,8 @@ def test_it_makes_up_for_what_was_smeared_across_columns() -> None:
     z = x + 0.5 * x.roll(1, -1)
     shape = shape_of(layer)
     moments = pair_moments(x, z, shape, Form.SPATIAL)
-    whole = nearest_map(matricise(layer.weight, shape, Form.SPATIAL).double(), moments, 1e-6)
+    matrix = matricise(layer.weight, shape, Form.SPATIAL).double()
+    whole = nearest_map(matrix, moments, matrix @ moments.cross, 1e-6)
     factors = decompose(whole, 8, moments.ridged(1e-6))
     wanted = layer(x)
 
@@ -117,7 +119,7 @@ def test_in_closed_form_it_is_what_data_gives(layer: Plain, form: Form) -> None:
     clean = without_bias(layer, x)
     fitted_on_data = _refitted(factors, layer, form, x, clean, 1e-5)
     whole = pair_moments(x, x, shape, Form.CHANNEL).ridged(1e-9)
-    ours = refitted_weight(factors.v, layer.weight, shape, form, whole).float()
+    ours = refitted_weights(factors.v, [factors.rank], layer.weight, shape, form, whole)[0].float()
     theirs = rebuild(fitted_on_data.product(), shape, form).float()
 
     def error(weight: Tensor) -> float:

@@ -13,10 +13,9 @@ from dprp.converter.lowrank.forms import factor_shapes, forms_for, full_rank, ma
 from dprp.converter.lowrank.layers import low_rank
 from dprp.converter.lowrank.moments import pair_moments
 from dprp.converter.lowrank.reaching import gathered, reach, taps_of
-from dprp.converter.lowrank.refitting import refitted_weight
 from dprp.converter.lowrank.regression import Split
 from dprp.converter.lowrank.shapes import LayerShape, Plain, shape_of
-from dprp.converter.lowrank.sweeping import sweepable, swept, swept_weight
+from dprp.converter.lowrank.sweeping import refitted_weights, sweepable, swept, swept_weights
 
 from .test_refitting import LAYERS, an_input
 
@@ -27,6 +26,11 @@ def _started(layer: Plain, form: Form, rank: int, x: Tensor) -> Factors:
     shape = shape_of(layer)
     matrix = matricise(layer.weight, shape, form).double()
     return decompose(matrix, min(rank, full_rank(shape, form)), pair_moments(x, x, shape, form).ridged(1e-6))
+
+
+def _refitted(factors: Factors, layer: Plain, form: Form, moment: Tensor) -> Tensor:
+    """With the second factor that is best for the first, what sweeps begin with."""
+    return refitted_weights(factors.v, [factors.rank], layer.weight, shape_of(layer), form, moment)[0]
 
 
 def _judged(layer: Plain, x: Tensor) -> Split:
@@ -64,7 +68,7 @@ def test_nothing_is_worse_than_the_second_factor_alone(
     factors = _started(layer, form, rank, x)
     moment = pair_moments(x, x, shape, Form.CHANNEL).second
     moment = moment + 1e-2 * moment.diagonal(dim1=-2, dim2=-1).mean(-1)[..., None, None] * torch.eye(moment.shape[-1])
-    before = refitted_weight(factors.v, layer.weight, shape, form, moment)
+    before = _refitted(factors, layer, form, moment)
     split = _judged(layer, x)
     found = swept(factors, layer.weight, shape, form, split, centred=False, metric=metric)
     assert found.u.shape == factors.u.shape
@@ -84,7 +88,7 @@ def test_it_takes_a_tenth_of_the_error_from_an_edge_detector() -> None:
     moment = pair_moments(x, x, shape, Form.CHANNEL).second
     for form in (Form.SPATIAL, Form.POINTWISE):
         factors = _started(layer, form, 4, x)
-        before = refitted_weight(factors.v, layer.weight, shape, form, moment)
+        before = _refitted(factors, layer, form, moment)
         found = swept(factors, layer.weight, shape, form, _judged(layer, x), centred=False)
         assert _error(layer, _weight(found, shape, form), x) < 0.9 * _error(layer, before, x)
 
@@ -98,10 +102,10 @@ def test_in_closed_form_it_is_what_plans_foretell() -> None:
     split = _judged(layer, x)
     moment = split.fitted.second
     moment = moment + 1e-2 * moment.diagonal().mean() * torch.eye(len(moment))
-    foretold = swept_weight(factors.v, layer.weight, shape, Form.SPATIAL, moment)
+    foretold = swept_weights(factors.v, [factors.rank], layer.weight, shape, Form.SPATIAL, moment)[0]
     found = swept(factors, layer.weight, shape, Form.SPATIAL, split, centred=False)
     true, said = _error(layer, _weight(found, shape, Form.SPATIAL), x), _error(layer, foretold, x)
-    before = _error(layer, refitted_weight(factors.v, layer.weight, shape, Form.SPATIAL, moment), x)
+    before = _error(layer, _refitted(factors, layer, Form.SPATIAL, moment), x)
     assert true <= 1.01 * said  # which is one sweep of three
     assert said - true < 0.5 * (before - true)
 
@@ -119,8 +123,8 @@ def test_other_images_decide() -> None:
     factors = _started(layer, Form.SPATIAL, 4, x)
     moment = judged.second
     found = swept(factors, layer.weight, shape, Form.SPATIAL, Split(fitted, judged, 0.5), centred=False)
-    best = refitted_weight(factors.v, layer.weight, shape, Form.SPATIAL, moment)
-    after = refitted_weight(found.v, layer.weight, shape, Form.SPATIAL, moment)
+    best = _refitted(factors, layer, Form.SPATIAL, moment)
+    after = _refitted(found, layer, Form.SPATIAL, moment)
     assert _error(layer, after, x) < 1.2 * _error(layer, best, x)
 
 
