@@ -34,6 +34,7 @@ from dprp.converter import (
     polish,
     survey,
 )
+from dprp.converter.allocator import keep_freed_memory
 from dprp.converter.analysis.agreement import agreement
 from dprp.converter.analysis.held_out import hold_out
 from dprp.converter.conversion.choosing import usual_trials
@@ -42,6 +43,7 @@ from dprp.models import Augment, build, info, load_data, load_weights, loader, p
 
 
 def main() -> None:
+    keep_freed_memory()  # as the command line does
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model")
     parser.add_argument("checkpoint")

@@ -35,11 +35,11 @@ _MACS = 1.5e11
 _WALKS = 4
 """Both networks walk through a conversion, and the new one twice again for the statistics of its norms."""
 
-_FEWEST, _MOST = 3, 16
+_MOST = 16
 
 
 def usual_trials(macs: int, images: int) -> int:
-    """Plans to try in about 20 s on two cores, three at least.
+    """Plans to try in about 20 s on two cores; one is not tried, but taken.
 
     Args:
         macs: of one image.
@@ -47,7 +47,7 @@ def usual_trials(macs: int, images: int) -> int:
     """
     judged = -(-images // 3)
     walked = _WALKS * min(_fitted(macs), images - judged) + min(_JUDGED, judged)
-    return max(_FEWEST, min(_MOST, int(_MACS / max(1, macs * walked))))
+    return max(1, min(_MOST, int(_MACS / max(1, macs * walked))))
 
 
 def _fitted(macs: int) -> int:

@@ -25,28 +25,7 @@ from ..lowrank.refitting import refit_second, second_moments
 from ..lowrank.regression import Part, PartOrNone, Split, fit_on, nearest_map
 from ..lowrank.shapes import LayerShape, Plain
 from ..lowrank.sweeping import sweepable, swept
-
-_FEWEST = 32
-"""Images that moments of whole windows are of, at least, where there are so many."""
-
-_TO_REFIT, _TO_CUT = 40, 160
-"""Samples that they are of, at least, for each of their values."""
-
-_MORE, _PART = 128, 4
-"""Images, at least, for a cut, or one in so many where that is less."""
-
-
-class Batch(NamedTuple):
-    """Some of the images.
-
-    Attributes:
-        start, images: the first of them, and how many they are; each is there twice, in the second half again.
-        judges: whether they judge fits instead of being fitted on.
-    """
-
-    start: int
-    images: int
-    judges: bool
+from .windows import TO_REFIT, Batch, Enough, to_cut, window_moments
 
 
 class Walk(NamedTuple):
@@ -178,27 +157,10 @@ class Twin(nn.Module):
             centred=self._centred,
         )
 
-    def _windows(self, x: Tensor, z: Tensor, images: int, samples: int) -> PartOrNone:
-        """Moments of whole windows over as many images as are needed, evenly spread over all batches."""
-        x, z = self._some(x, images, samples), self._some(z, images, samples)
+    def _windows(self, x: Tensor, z: Tensor, enough: Enough) -> PartOrNone:
         assert self.axis is not None
-        count = z.shape[self.axis]
-        moments = pair_moments(x, z, self._shape, Form.CHANNEL) if count else None
-        return moments, count, self._walk.here.judges
-
-    def _some(self, x: Tensor, images: int, samples: int) -> Tensor:
-        """As many of the images' blocks as are needed, evenly spread over all batches."""
-        assert self.axis is not None
-        columns = matrix_size(self._shape, Form.CHANNEL)[1]
-        here, size = self._walk.here, x.shape[self.axis]
         places = self._wanted(x[:1])[:1].numel() // self._shape.outputs if self.axis == 0 else 1
-        enough = max(images, samples * columns // max(1, places))
-        blocks = size // here.images
-        every = max(1, self._walk.images * blocks // enough)
-        if every == 1:
-            return x
-        some = torch.arange(size, device=x.device)[-here.start * blocks % every :: every]
-        return x.index_select(self.axis, some)
+        return window_moments(x, z, self._shape, self.axis, places, self._walk.here, self._walk.images, enough)
 
     def _take_up_mean(self, made: LowRank | Plain, x: Tensor, z: Tensor) -> None:
         part = (summed(x, self._shape), summed(z, self._shape))
@@ -251,8 +213,8 @@ class Cut(Twin):
         if matrix_size(shape, form)[1] > LARGEST_MOMENT:
             return self._meet("its weight", None, lambda _: self._told(self._plain_cut()))  # type: ignore[no-any-return]
         if sweepable(shape, form):
-            images = max(_FEWEST, min(_MORE, self._walk.images // _PART))
-            factors, power = self._pool("its whole windows", self._windows(x, z, images, _TO_CUT), self._swept)
+            windows = self._windows(x, z, to_cut(self._walk.images))
+            factors, power = self._pool("its whole windows", windows, self._swept)
         else:
             moments = pair_moments(x, z, shape, form)
             factors, power = self._pool("its first factor", (moments, here.images, here.judges), self._first)
@@ -302,7 +264,7 @@ class Refit(Twin):
     def _fit(self, x: Tensor, z: Tensor) -> Plain:
         if matrix_size(self._shape, Form.CHANNEL)[1] > LARGEST_MOMENT:
             return self._meet("its weight", None, lambda _: copy.deepcopy(self.dense))  # type: ignore[no-any-return]
-        return self._pool("its input's moments", self._windows(x, z, _FEWEST, _TO_REFIT), self._refitted)  # type: ignore[no-any-return]
+        return self._pool("its input's moments", self._windows(x, z, TO_REFIT), self._refitted)  # type: ignore[no-any-return]
 
     def _refitted(self, parts: list[Part]) -> Plain:
         whole, _ = self._nearest_map(parts, Form.CHANNEL)

@@ -59,7 +59,7 @@ def test_blends_go_from_errors_to_nats(residual: nn.Module) -> None:
         torch.testing.assert_close(losses.blend(0.0)[key], losses.errors[key])
         torch.testing.assert_close(losses.blend(1.0)[key], losses.nats[key])
         torch.testing.assert_close(losses.blend(0.5)[key], losses.distortions(Sensitivity.MIXED)[key])
-    for weight, candidate in zip(BLENDS, losses.candidates(0), strict=True):
+    for weight, candidate in zip(BLENDS, losses.candidates(3), strict=True):
         assert all(torch.equal(candidate[key], losses.blend(weight)[key]) for key in losses.errors)
 
 
@@ -80,7 +80,7 @@ def test_further_candidates_scale_each_layer_alike_in_all_its_forms(residual: nn
 
 
 def test_small_networks_are_tried_more_often() -> None:
-    assert usual_trials(3 * 10**8, 200) == 3
+    assert usual_trials(3 * 10**8, 200) == 1
     assert usual_trials(4 * 10**7, 2000) == 4
     assert usual_trials(10**6, 2000) == 16
     assert usual_trials(10**6, 1) == 16

@@ -12,6 +12,7 @@ from torchvision.models.vision_transformer import VisionTransformer
 
 from dprp.converter import Calibration, FixedRank, Plan, calibrate, convert, plan_ranks, survey
 from dprp.converter.conversion import sequential, twins
+from dprp.converter.conversion.windows import Enough
 
 
 def _images(seed: int, count: int = 90) -> Tensor:
@@ -106,7 +107,7 @@ def test_batches_in_step_learn_what_one_batch_would(many: int, monkeypatch: pyte
     dense = _network()
     plan, calibration = _cut(dense, keep=("2", "9"))
     assert sorted(plan.factored) == ["0", "5"]
-    monkeypatch.setattr(twins, "_FEWEST", 9)  # so that some of the batches have none of these
+    monkeypatch.setattr(twins, "TO_REFIT", Enough(9, 40))  # so that some of the batches have none of these
     once = convert(dense, plan, calibration=calibration)
     monkeypatch.setattr(sequential, "images_at_once", lambda _shapes: many)
     told: list[str] = []
