@@ -82,7 +82,7 @@ def join_in_place(model: nn.Module, products: Products) -> None:
         assert norm is None or isinstance(norm, BatchNorm)
         parts = [first, second] if norm is None else [first, norm, second]
         params = sum(parameter.numel() for part in parts for parameter in part.parameters())
-        made |= {name: product_of(first, norm, second), product.first: Joined(params)}
+        made |= {name: product_of(first, norm, second), product.first: Joined(params, shape_of(first).outputs)}
         if product.norm is not None:
             made[product.norm] = Joined()
     for name, module in made.items():
@@ -90,11 +90,11 @@ def join_in_place(model: nn.Module, products: Products) -> None:
         setattr(model.get_submodule(parent), child, module)
 
 
-def params_before(model: nn.Module, product: Product) -> int:
-    """Parameters of the two layers, and of the norm between, that a product in a network was made of."""
+def place_of(model: nn.Module, product: Product) -> Joined:
+    """What a network has in the place of the first layer of one of its products."""
     place = model.get_submodule(product.first)
     assert isinstance(place, Joined)
-    return place.params
+    return place
 
 
 def _pair(first: nn.Module, readers: Mapping[nn.Module, Reader]) -> tuple[BatchNorm | None, Plain] | None:

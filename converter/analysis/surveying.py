@@ -23,7 +23,7 @@ from .inputs import Example, as_samples
 from .obstacles import obstacle_of, refuse, too_small
 from .opening import layers_inside, opened
 from .probe import COUNTED, Call, probe
-from .products import Products, joined, params_before, products_in
+from .products import Products, joined, place_of, products_in
 
 OUTSIDE = "(outside of layers)"
 """Instead of a name, of what no layer computes."""
@@ -201,7 +201,7 @@ def survey(model: nn.Module, example: Example, *, pairs: bool = True) -> Survey:
         macs = sum(call.macs for call in calls.get(module, []))
         params = sum(p.numel() for p in module.parameters(recurse=False))
         if product is not None:
-            macs, params = dense_cost(shape, Unit.MACS), params_before(model, product)
+            macs, params = dense_cost(shape, Unit.MACS), place_of(model, product).params
         sharers = {owner for p in module.parameters(recurse=False) for owner in owners[id(p)]} - {module}
         used = any(id(parameter) in found_out.read for parameter in module.parameters(recurse=False))
         obstacle = obstacle_of(module, shape, {names[owner][0] for owner in sharers}, used=used)

@@ -8,7 +8,7 @@ from dataclasses import replace
 from torch import nn
 
 from ..analysis.opening import open_in_place
-from ..analysis.products import params_before
+from ..analysis.products import place_of
 from ..errors import PlanError
 from ..lowrank.costs import Unit, dense_cost
 from ..lowrank.layers import LowRank
@@ -52,6 +52,13 @@ def check_fit(model: nn.Module, plan: Plan) -> None:
                 f"{name}: the plan is for a layer {wanted.shape.with_calls(())}, the model has {shape_of(layer)}; "
                 "make the plan from this model"
             )
+        if wanted.product is not None:
+            between = place_of(model, wanted.product).between
+            if wanted.shape.between != between:
+                raise PlanError(
+                    f"{name}: the plan has {wanted.shape.between} channels between {wanted.product.first} and it, "
+                    f"the model has {between}; make the plan from this model"
+                )
         if layer in seen:
             raise PlanError(f"{name}: the plan lists this shared layer twice; keep one entry")
         seen.add(layer)
@@ -95,7 +102,7 @@ def _recounted(plan: Plan, by_name: Mapping[str, nn.Module]) -> Plan:
         if layer.factored and layer.shape is not None:
             macs = dense_cost(layer.shape, Unit.MACS)
         if layer.factored and layer.product is not None:  # the model has it as one weight by now
-            before = params_before(by_name[""], layer.product)
+            before = place_of(by_name[""], layer.product).params
             total += before - params
             params = before
         layers.append(replace(layer, params=params, macs=macs))

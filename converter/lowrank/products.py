@@ -39,11 +39,13 @@ class Joined(nn.Identity):
 
     Args:
         params: parameters of all that the product was made of; 0 where another place tells them.
+        between: channels between its two layers; likewise.
     """
 
-    def __init__(self, params: int = 0) -> None:
+    def __init__(self, params: int = 0, between: int = 0) -> None:
         super().__init__()
         self.params = params
+        self.between = between
 
 
 def product_shape(first: LayerShape, second: LayerShape) -> LayerShape | None:

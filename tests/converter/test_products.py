@@ -376,13 +376,17 @@ def test_pairs_of_torchvisions_networks(name: str, pairs: dict[str, str]) -> Non
         ({"product": {"norm": None}}, "the plan has no 'first'"),
         ({"product": 3}, "the plan does not read"),
         ({"rank": 9}, "expand.0: rank 9 is not in 1..8"),
+        ({"shape.between": 9}, "expand.0: the plan has 9 channels between project.0 and it, the model has 8"),
     ],
 )
 def test_a_plan_that_says_otherwise_is_one_sentence(change: dict[str, object], said: str) -> None:
     model = bottleneck()
     written = json.loads(plan_ranks(survey(model, IMAGES[:1]), RankRatio(0.5)).to_json())
     (pair,) = (layer for layer in written["layers"] if layer["name"] == "expand.0")
-    pair |= change
+    for key, value in change.items():
+        *within, last = key.split(".")
+        place = pair[within[0]] if within else pair
+        place[last] = value
     before = {name: type(module) for name, module in model.named_modules()}
     with pytest.raises(PlanError, match=said):
         convert(model, Plan.from_json(json.dumps(written)), inplace=True)
