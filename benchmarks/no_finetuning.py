@@ -30,11 +30,11 @@ from dprp.converter import (
     convert,
     evaluate,
     foretell,
+    keep_freed_memory,
     plan_ranks,
     polish,
     survey,
 )
-from dprp.converter.allocator import keep_freed_memory
 from dprp.converter.analysis.agreement import agreement
 from dprp.converter.analysis.held_out import hold_out
 from dprp.converter.conversion.choosing import usual_trials

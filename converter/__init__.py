@@ -9,6 +9,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .allocator import keep_freed_memory
     from .analysis import (
         BLENDS,
         Accuracy,
@@ -125,6 +126,7 @@ __all__ = [
     "headroom",
     "input_moments",
     "is_compressed",
+    "keep_freed_memory",
     "load_compressed",
     "parse_budget",
     "plan_of",
@@ -136,6 +138,7 @@ __all__ = [
 ]
 
 _HOMES = {
+    "allocator": ("keep_freed_memory",),
     "analysis": (
         "BLENDS",
         "Accuracy",
