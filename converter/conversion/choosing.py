@@ -35,11 +35,14 @@ _MACS = 1.5e11
 _WALKS = 4
 """Both networks walk through a conversion, and the new one twice again for the statistics of its norms."""
 
-_MOST = 16
+_FEWEST, _MOST = 3, 16
+
+_TOO_LONG = 4e11
+"""Multiply-adds that the fewest trials may cost: beyond, none is made."""
 
 
 def usual_trials(macs: int, images: int) -> int:
-    """Plans to try in about 20 s on two cores; one is not tried, but taken.
+    """Plans to try in about 20 s on two cores; three at least, or one, which is taken untried, where these take long.
 
     Args:
         macs: of one image.
@@ -47,7 +50,9 @@ def usual_trials(macs: int, images: int) -> int:
     """
     judged = -(-images // 3)
     walked = _WALKS * min(_fitted(macs), images - judged) + min(_JUDGED, judged)
-    return max(1, min(_MOST, int(_MACS / max(1, macs * walked))))
+    cost = max(1, macs * walked)
+    fewest = _FEWEST if _FEWEST * cost <= _TOO_LONG else 1
+    return max(fewest, min(_MOST, int(_MACS / cost)))
 
 
 def _fitted(macs: int) -> int:
