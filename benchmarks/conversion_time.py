@@ -1,4 +1,4 @@
-"""Seconds and memory of calibration, sensitivity, planning and conversion.
+"""Seconds and memory of calibration, foretelling, plans on trial and conversion, as `dprp convert` does them.
 
     python benchmarks/conversion_time.py resnet18 [--images 64] [--budget 0.5]
 
@@ -13,7 +13,17 @@ import time
 
 import torch
 
-from dprp.converter import MacBudget, Sensitivity, calibrate, convert, plan_ranks, sensitivities, survey
+from dprp.converter import (
+    MacBudget,
+    calibrate,
+    choose_plan,
+    convert,
+    foretell,
+    keep_freed_memory,
+    plan_ranks,
+    survey,
+)
+from dprp.converter.conversion.choosing import usual_trials
 from dprp.models import build, info
 
 
@@ -23,6 +33,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=64)
     parser.add_argument("--budget", type=float, default=0.5)
     arguments = parser.parse_args()
+    keep_freed_memory()
     torch.manual_seed(0)
     model = build(arguments.model)
     shape = info(arguments.model).input_shape
@@ -36,11 +47,15 @@ def main() -> None:
     layers = survey(model, images[:1])
     calibration = calibrate(model, layers, images)
     lap(f"calibrated on {len(calibration.images)} images")
-    lost = sensitivities(model, layers, calibration, Sensitivity.MIXED)
-    lap("sensitivities")
-    plan = plan_ranks(layers, MacBudget(arguments.budget), energies=calibration.energies, distortions=lost)
+    losses = foretell(model, layers, calibration)
+    lap("losses foretold")
+    ways = losses.candidates(usual_trials(layers.macs, len(calibration.images)))
+    budget = MacBudget(arguments.budget)
+    plans = [plan_ranks(layers, budget, energies=losses.errors, distortions=way) for way in ways]
+    plan = plans[choose_plan(model, plans, calibration)]
+    lap(f"chosen among {len(plans)}")
     convert(model, plan, calibration=calibration)
-    lap("planned and converted")
+    lap("converted")
     print(f"peak memory {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:.2f} GiB")
 
 
