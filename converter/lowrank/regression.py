@@ -126,7 +126,7 @@ def nearest_map(matrix: Tensor, moments: PairMoments, wanted: Tensor, ridge: flo
 def best_ridge(fit: Callable[[float], Tensor], cross: Tensor, second: Tensor) -> float:
     """The one of RIDGES whose map is nearest on images that it was not fitted on; the largest of equal ones.
 
-    The error has one valley over the ridges, and is followed down from the middle of them.
+    The error is taken to have one valley over the ridges, and is followed down from the middle of them.
 
     Args:
         fit: makes the map (..., m, n) at a ridge.
