@@ -24,9 +24,10 @@ def faults():
     torch.ones(2**25)  # 128 MB, or 32,768 pages
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
-faults()
-print(faults())
+print(*[faults() for _ in range(60)])
 """
+"""The first few may differ: glibc up to 2.37 cuts each aligned block out of a larger one, and where a thread's cache
+keeps the rest (seven of a size), the freed block is a few bytes too small for the next."""
 
 
 class _Library:
@@ -41,10 +42,12 @@ class _Library:
 
 
 @pytest.mark.skipif(not GLIBC, reason="the C library is not glibc")
-def test_a_second_block_costs_the_system_nothing() -> None:
+def test_blocks_come_to_cost_the_system_nothing() -> None:
     others = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")}
     ran = subprocess.run([sys.executable, "-c", FAULTS], env=others, capture_output=True, text=True, check=True)
-    assert int(ran.stdout) < 1000
+    faults = [int(count) for count in ran.stdout.split()]
+    assert sum(faults) < 30 * 2**15
+    assert sum(faults[-20:]) < 1000
 
 
 def test_settings_of_the_environment_win(monkeypatch: pytest.MonkeyPatch) -> None:
