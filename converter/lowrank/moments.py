@@ -20,6 +20,7 @@ from .decomposition import regularised
 from .forms import Form, factor_shapes
 from .layers import padded
 from .shapes import LayerShape
+from .shifts import Axis, window_products
 
 _CHUNK_BYTES = 64 * 2**20
 
@@ -92,7 +93,9 @@ def pair_moments(x: Tensor, z: Tensor, shape: LayerShape, form: Form) -> PairMom
     """
     first, _ = factor_shapes(shape, form, 1)
     with torch.autocast(z.device.type, enabled=False):
-        if x is z:
+        if _side_by_side(first):
+            found = _moments_of_windows(x, z, first)
+        elif x is z:
             found = moments_of((part, part) for part in patches(z, first))
         else:
             found = moments_of(zip(patches(x, first), patches(z, first), strict=True))
@@ -121,7 +124,7 @@ def moments_of(parts: Iterable[tuple[Tensor, Tensor]]) -> PairMoments:
     for x, z in parts:
         same = x is z
         if not sums:
-            tiny = float(z.abs().amax()) < _TINY if z.numel() else False
+            tiny = _is_tiny(z)
         if tiny:
             z = z.double()
             x = z if same else x.double()
@@ -133,25 +136,84 @@ def moments_of(parts: Iterable[tuple[Tensor, Tensor]]) -> PairMoments:
         if not same:
             x = x - about_x
             found += [x @ z.mT, x.sum(-1)]
-        if not sums:
-            sums = [part.new_zeros(part.shape, dtype=torch.float64) for part in found]
-        for total, part in zip(sums, found, strict=True):
-            total.add_(part)  # in place: a matrix of 4,608 columns has 170 MB
+        sums = _added(sums, found)
         count += z.shape[-1]
+    return _about_zero(sums, count, about_x.squeeze(-1), about_z.squeeze(-1))
+
+
+def _moments_of_windows(x: Tensor, z: Tensor, layer: LayerShape) -> PairMoments:
+    """As `moments_of` of `patches`, by shifts of the maps (N, inputs, ...), for a convolution without a stride."""
+    same, taps = x is z, math.prod(layer.kernel)
+    if z.dim() == 1 + len(layer.kernel):  # one image without a batch
+        z, x = z.unsqueeze(0), x.unsqueeze(0)
+    axes = [Axis(*axis) for axis in zip(layer.kernel, layer.dilation, strict=True)]
+    windows = replace(layer, padding=((0, 0),) * len(axes))
+    kind = torch.float64 if _is_tiny(z) else torch.float32
+    sums: list[Tensor] = []
+    about_x, about_z = (_channel_means(part, kind) for part in (x, z))
+    count, images = 0, max(1, _CHUNK_BYTES // (4 * max(1, z[:1].numel())))
+    for some_x, some_z in zip(torch.split(x, images), torch.split(z, images), strict=True):
+        p = padded(some_z.to(kind), layer) - about_z
+        found = [window_products(p, p, axes), _unfold(p.double().sum(0, keepdim=True), windows).sum(-1)]
+        if not same:
+            q = padded(some_x.to(kind), layer) - about_x
+            found += [window_products(q, p, axes), _unfold(q.double().sum(0, keepdim=True), windows).sum(-1)]
+        columns = layer.inputs * taps
+        shapes = [(1, columns, columns), (1, columns)] * 2
+        sums = _added(sums, [part.reshape(size) for part, size in zip(found, shapes, strict=False)])
+        places = [size - axis.dilation * (axis.taps - 1) for size, axis in zip(p.shape[2:], axes, strict=True)]
+        count += len(p) * math.prod(places)
+    far_x, far_z = (part.flatten().repeat_interleave(taps).unsqueeze(0) for part in (about_x, about_z))
+    return _about_zero(sums, count, far_x, far_z)
+
+
+def _side_by_side(layer: LayerShape) -> bool:
+    """Whether windows overlap at every place, so that shifts serve all of them."""
+    plain = not layer.linear and not layer.transposed and layer.groups == 1
+    return plain and math.prod(layer.kernel) > 1 and all(stride == 1 for stride in layer.stride)
+
+
+def _is_tiny(samples: Tensor) -> bool:
+    return float(samples.abs().amax()) < _TINY if samples.numel() else False
+
+
+def _channel_means(maps: Tensor, kind: torch.dtype) -> Tensor:
+    """(channels, 1, ...) of the first image: a point near to the mean is enough."""
+    means = maps[:1].to(kind).flatten(2).mean((0, -1))
+    return means.reshape(-1, *[1] * (maps.dim() - 2))
+
+
+def _added(sums: list[Tensor], found: list[Tensor]) -> list[Tensor]:
+    """Sums of before and these, in float64."""
+    if not sums:
+        return [part.double() for part in found]
+    for total, part in zip(sums, found, strict=True):
+        total.add_(part)  # in place: a matrix of 4,608 columns has 170 MB
+    return sums
+
+
+def _about_zero(sums: list[Tensor], count: int, about_x: Tensor, about_z: Tensor) -> PairMoments:
+    """Moments about zero, of sums of (z - b)(z - b)^T and z - b, and of (x - a)(z - b)^T and x - a where x is not z.
+
+    Args:
+        sums: float64, changed in place; (groups, n, n) and (groups, n), and (groups, m, n) and (groups, m).
+        count: samples in them.
+        about_x, about_z: a (groups, m) and b (groups, n).
+    """
     second, off_z, *of_pairs = (total.div_(max(1, count)) for total in sums)
-    far_z = about_z.double().squeeze(-1)
+    far_z = about_z.double()
     mean_z = far_z + off_z
 
-    def about_zero(product: Tensor, far: Tensor, off: Tensor) -> Tensor:
+    def moved(product: Tensor, far: Tensor, off: Tensor) -> Tensor:
         # E[x z^T] = E[(x - a)(z - b)^T] + E[x - a] b^T + a E[z]^T
         product.addcmul_(off.unsqueeze(-1), far_z.unsqueeze(-2))
         return product.addcmul_(far.unsqueeze(-1), mean_z.unsqueeze(-2))
 
-    second = about_zero(second, far_z, off_z)
+    second = moved(second, far_z, off_z)
     if not of_pairs:
         return PairMoments(second, second, mean_z, mean_z)
-    (cross, off_x), far_x = of_pairs, about_x.double().squeeze(-1)
-    return PairMoments(about_zero(cross, far_x, off_x), second, far_x + off_x, mean_z)
+    (cross, off_x), far_x = of_pairs, about_x.double()
+    return PairMoments(moved(cross, far_x, off_x), second, far_x + off_x, mean_z)
 
 
 def mean_patch(inputs: Sequence[Summed], layer: LayerShape) -> Tensor:
