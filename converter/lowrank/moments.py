@@ -1,7 +1,8 @@
 """Second moments of what a layer's first factor sees.
 
 A convolution reads each patch of its input as one vector x; C = E[x x^T] over patches and images is the metric in
-which its weight matters. Patches are gathered for a few images at a time, so memory is bounded by one chunk.
+which its weight matters. A few images at a time are summed, so memory is bounded by one chunk: by shifts of the map
+where a kernel has no stride (`shifts`), of gathered patches elsewhere.
 """
 
 from __future__ import annotations
