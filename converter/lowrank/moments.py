@@ -21,7 +21,7 @@ from .decomposition import regularised
 from .forms import Form, factor_shapes
 from .layers import padded
 from .shapes import LayerShape
-from .shifts import Axis, window_products
+from .shifts import Axis, WindowProducts
 
 _CHUNK_BYTES = 64 * 2**20
 
@@ -150,20 +150,22 @@ def _moments_of_windows(x: Tensor, z: Tensor, layer: LayerShape) -> PairMoments:
     axes = [Axis(*axis) for axis in zip(layer.kernel, layer.dilation, strict=True)]
     windows = replace(layer, padding=((0, 0),) * len(axes))
     kind = torch.float64 if _is_tiny(z) else torch.float32
-    sums: list[Tensor] = []
     about_x, about_z = (_channel_means(part, kind) for part in (x, z))
+    products = [WindowProducts(axes, same=True)] + [WindowProducts(axes, same=False)] * (not same)
+    totals: list[Tensor] = []
     count, images = 0, max(1, _CHUNK_BYTES // (4 * max(1, z[:1].numel())))
     for some_x, some_z in zip(torch.split(x, images), torch.split(z, images), strict=True):
         p = padded(some_z.to(kind), layer) - about_z
-        found = [window_products(p, p, axes), _unfold(p.double().sum(0, keepdim=True), windows).sum(-1)]
-        if not same:
-            q = padded(some_x.to(kind), layer) - about_x
-            found += [window_products(q, p, axes), _unfold(q.double().sum(0, keepdim=True), windows).sum(-1)]
-        columns = layer.inputs * taps
-        shapes = [(1, columns, columns), (1, columns)] * 2
-        sums = _added(sums, [part.reshape(size) for part, size in zip(found, shapes, strict=False)])
+        maps = [p] if same else [p, padded(some_x.to(kind), layer) - about_x]
+        for summing, one in zip(products, maps, strict=True):
+            summing.add(one, p)
+        totals = _added(totals, [_over_images(one) for one in maps])
         places = [size - axis.dilation * (axis.taps - 1) for size, axis in zip(p.shape[2:], axes, strict=True)]
         count += len(p) * math.prod(places)
+    columns = layer.inputs * taps
+    sums: list[Tensor] = []
+    for summing, total in zip(products, totals, strict=True):
+        sums += [summing.take().reshape(1, columns, columns), _unfold(total.unsqueeze(0), windows).sum(-1)]
     far_x, far_z = (part.flatten().repeat_interleave(taps).unsqueeze(0) for part in (about_x, about_z))
     return _about_zero(sums, count, far_x, far_z)
 
@@ -239,10 +241,12 @@ def summed(x: Tensor, layer: LayerShape) -> Summed:
     if layer.linear:
         x = x.reshape(-1, x.shape[-1])
         return x.float().sum(0), len(x)
-    if x.is_contiguous():
-        return x.float().sum(0), len(x)
-    # Channels last: a sum is many times faster along memory as it lies.
-    return x.float().movedim(1, -1).sum(0).movedim(-1, 0), len(x)
+    return _over_images(x.float()), len(x)
+
+
+def _over_images(maps: Tensor) -> Tensor:
+    """Their sum; channels last, it is many times faster along memory as it lies."""
+    return maps.sum(0) if maps.is_contiguous() else maps.movedim(1, -1).sum(0).movedim(-1, 0)
 
 
 def patches(x: Tensor, layer: LayerShape) -> Iterator[Tensor]:

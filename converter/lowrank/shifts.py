@@ -8,10 +8,9 @@ more than the first. The sums are exact, borders included.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor
 
 
@@ -26,30 +25,48 @@ Pair = tuple[tuple[int, ...], tuple[int, ...]]
 """Two taps of a kernel, each by its place on every axis."""
 
 
-def window_products(p: Tensor, q: Tensor, axes: Sequence[Axis]) -> Tensor:
+class WindowProducts:
     """The sum over all windows, which lie side by side without a stride, of one map's times another's.
 
     Args:
-        p, q: (N, channels, ...) maps with the padding in them; the same tensor when there is one map.
         axes: of the kernel.
-
-    Returns:
-        (channels of p, taps..., channels of q, taps...) float64; products are taken in the type of the maps.
+        same: whether both maps are always the same one, so that of two mirrored pairs one is enough.
     """
-    same, kernel = p is q, [axis.taps for axis in axes]
-    p = p.movedim((0, 1), (-2, -1)).contiguous()
-    q = p if same else q.movedim((0, 1), (-2, -1)).contiguous()
-    found = p.new_empty(*kernel, *kernel, p.shape[-1], q.shape[-1], dtype=torch.float64)
-    for (one, other), total in _sums(p, q, axes, 0, same).items():
-        found[one + other] = total
-        if same:
-            found[other + one] = total.mT
-    there = range(len(kernel))
-    return found.permute(found.dim() - 2, *there, found.dim() - 1, *(len(kernel) + axis for axis in there))
+
+    def __init__(self, axes: Sequence[Axis], same: bool) -> None:
+        self._axes, self._same = axes, same
+        self._sums: dict[Pair, Tensor] = {}
+
+    def add(self, p: Tensor, q: Tensor) -> None:
+        """Adds those of some images; products are taken in the type of the maps, and sums of them in float64.
+
+        Args:
+            p, q: (N, channels, ...) maps with the padding in them.
+        """
+        p = p.movedim((0, 1), (-2, -1)).contiguous()
+        q = p if self._same else q.movedim((0, 1), (-2, -1)).contiguous()
+        for pair, total in _sums(p, q, self._axes, 0, self._same):
+            before = self._sums.setdefault(pair, total)
+            if before is not total:
+                before.add_(total)
+
+    def take(self) -> Tensor:
+        """(channels of p, taps..., channels of q, taps...) float64; nothing is left of it here."""
+        kernel = [axis.taps for axis in self._axes]
+        some = next(iter(self._sums.values()))
+        found = some.new_empty(some.shape[0], *kernel, some.shape[1], *kernel)
+        while self._sums:
+            (one, other), total = self._sums.popitem()
+            there: Any = (slice(None), *one, slice(None), *other)
+            found[there] = total
+            if self._same:
+                mirrored: Any = (slice(None), *other, slice(None), *one)
+                found[mirrored] = total.mT
+        return found
 
 
-def _sums(p: Tensor, q: Tensor, axes: Sequence[Axis], at: int, same: bool) -> dict[Pair, Tensor]:
-    """For pairs of taps of the axes from one on, (channels of p, channels of q) float64.
+def _sums(p: Tensor, q: Tensor, axes: Sequence[Axis], at: int, same: bool) -> Iterator[tuple[Pair, Tensor]]:
+    """For pairs of taps of the axes from one on, (channels of p, channels of q) float64, each a tensor of its own.
 
     Args:
         p, q: (axes..., N, channels).
@@ -58,21 +75,21 @@ def _sums(p: Tensor, q: Tensor, axes: Sequence[Axis], at: int, same: bool) -> di
         same: whether the maps are the same, so that one of two mirrored pairs is enough.
     """
     if at == len(axes):
-        return {((), ()): (p.reshape(-1, p.shape[-1]).mT @ q.reshape(-1, q.shape[-1])).double()}
+        yield ((), ()), (p.reshape(-1, p.shape[-1]).mT @ q.reshape(-1, q.shape[-1])).double()
+        return
     taps, dilation = axes[at]
     windows = p.shape[at] - dilation * (taps - 1)
-    found: dict[Pair, Tensor] = {}
     for gap in range(0 if same else 1 - taps, taps):
 
         def lines(start: int, count: int, gap: int = gap) -> dict[Pair, Tensor]:
             moved = q.narrow(at, start + gap * dilation, count)
-            return _sums(p.narrow(at, start, count), moved, axes, at + 1, same and gap == 0)
+            return dict(_sums(p.narrow(at, start, count), moved, axes, at + 1, same and gap == 0))
 
         first, last = max(0, -gap), taps - max(0, gap)
         covered = lines(first * dilation, windows)
         for tap in range(first, last):
-            found |= {((tap, *one), (tap + gap, *other)): total for (one, other), total in covered.items()}
+            for (one, other), total in covered.items():
+                yield ((tap, *one), (tap + gap, *other)), total
             if tap + 1 < last:
                 lost, gained = lines(tap * dilation, dilation), lines(tap * dilation + windows, dilation)
                 covered = {pair: total - lost[pair] + gained[pair] for pair, total in covered.items()}
-    return found

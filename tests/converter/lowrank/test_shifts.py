@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -12,7 +14,7 @@ from dprp.converter import Form
 from dprp.converter.lowrank import moments as moments_module
 from dprp.converter.lowrank.moments import moments_of, pair_moments, patches
 from dprp.converter.lowrank.shapes import Plain, shape_of
-from dprp.converter.lowrank.shifts import Axis, window_products
+from dprp.converter.lowrank.shifts import Axis, WindowProducts
 
 
 @st.composite
@@ -33,16 +35,25 @@ def windows(x: torch.Tensor, axes: list[Axis]) -> torch.Tensor:
     return x.permute(0, *range(2 + dims, x.dim()), *range(1, 2 + dims)).flatten(1 + dims)
 
 
+def summed(parts: Iterable[tuple[torch.Tensor, torch.Tensor]], axes: list[Axis], *, same: bool) -> torch.Tensor:
+    products = WindowProducts(axes, same)
+    for p, q in parts:
+        products.add(p, q)
+    return products.take()
+
+
 @given(maps())
 @settings(max_examples=60, deadline=None)
 def test_sums_are_those_of_all_windows(case: tuple[list[Axis], torch.Tensor, torch.Tensor]) -> None:
     axes, p, q = case
     ours, theirs = windows(p, axes), windows(q, axes)
     for wanted, found in (
-        (torch.tensordot(ours, theirs, ([-1], [-1])), window_products(p, q, axes)),
-        (torch.tensordot(ours, ours, ([-1], [-1])), window_products(p, p, axes)),
+        (torch.tensordot(ours, theirs, ([-1], [-1])), summed([(p, q)], axes, same=False)),
+        (torch.tensordot(ours, ours, ([-1], [-1])), summed([(p, p)], axes, same=True)),
     ):
         torch.testing.assert_close(found, wanted)
+    some = summed(zip(torch.split(p, 1), torch.split(p, 1), strict=True), axes, same=True)
+    torch.testing.assert_close(some, summed([(p, p)], axes, same=True))
 
 
 LAYERS = [
