@@ -1,14 +1,14 @@
 """What the second of two factors sees of whole windows, through the first one.
 
 The first factor takes some axes of the window; the second one's taps on the other axes lay it on one place after the
-other. So the weight on whole windows is the second factor's matrix times a reach that is linear in the first.
+other, no two of them on the same. So the weight on whole windows, tap by tap, is the second factor's part for a tap
+times the first one.
 """
 
 from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -19,35 +19,54 @@ from .moments import PairMoments
 from .shapes import LayerShape
 
 
-def taps_of(shape: LayerShape, form: Form) -> list[Tensor]:
-    """For each tap of the second factor's kernel, the columns of whole windows on which the first factor lies."""
+def taps_of(shape: LayerShape, form: Form) -> Tensor:
+    """For each tap of the second factor's kernel, the columns of whole windows on which the first factor lies.
+
+    Returns:
+        (taps, columns of the form); every column of the windows is there once.
+    """
     first, second = factor_shapes(shape, form, 1)
     columns = torch.arange(shape.inputs // shape.groups * math.prod(shape.kernel)).reshape(-1, *shape.kernel)
     taps = []
     for tap in itertools.product(*map(range, second.kernel)):
         there: Any = (slice(None), *(slice(at, at + size) for at, size in zip(tap, first.kernel, strict=True)))
         taps.append(columns[there].flatten())
-    return taps
+    return torch.stack(taps)
 
 
-def reach(v: Tensor, taps: Sequence[Tensor], columns: int) -> Tensor:
-    """The first factor on whole windows, at each tap: (groups, r taps, columns).
+def tap_by_tap(part: Tensor, taps: Tensor, *axes: int) -> Tensor:
+    """Columns of whole windows, on the given axes, in the order of taps."""
+    for axis in axes:
+        part = part.index_select(axis, taps.flatten().to(part.device))
+    return part
+
+
+def in_windows(part: Tensor, taps: Tensor) -> Tensor:
+    """Columns on the last axis, tap by tap, as whole windows have them."""
+    whole = torch.empty_like(part)
+    whole[..., taps.flatten().to(part.device)] = part
+    return whole
+
+
+def onto_windows(second: Tensor, v: Tensor) -> Tensor:
+    """The weight on whole windows of two factors.
 
     Args:
+        second: (groups, m, r taps), as the form `channel` has the second layer's.
         v: (groups, r, columns of the form).
-        taps: of `taps_of`.
-        columns: of whole windows.
+
+    Returns:
+        (groups, m, columns), tap by tap.
     """
-    laid = v.new_zeros(*v.shape[:2], len(taps), columns)
-    for place, tap in enumerate(taps):
-        laid[:, :, place, tap.to(v.device)] = v
-    return laid.flatten(1, 2)
+    parts = second.reshape(*second.shape[:2], v.shape[1], -1).movedim(-1, 1)
+    return (parts @ v.unsqueeze(1)).movedim(1, 2).flatten(2)
 
 
-def gathered(laid: Tensor, taps: Sequence[Tensor]) -> Tensor:
-    """The adjoint of `reach`: (groups, r taps, columns) -> (groups, r, columns of the form)."""
-    parts = laid.reshape(len(laid), -1, len(taps), laid.shape[-1])
-    return torch.stack([parts[:, :, place, tap.to(laid.device)] for place, tap in enumerate(taps)]).sum(0)
+def through_first(weight: Tensor, v: Tensor) -> Tensor:
+    """The adjoint of `onto_windows`: (groups, m, columns) -> (groups, m, r taps)."""
+    groups, rows = weight.shape[:2]
+    taken = (weight.reshape(groups, -1, v.shape[-1]) @ v.mT).reshape(groups, rows, -1, v.shape[1])
+    return taken.transpose(2, 3).flatten(2)
 
 
 def seen_through(windows: PairMoments, shape: LayerShape, form: Form) -> PairMoments:

@@ -16,11 +16,11 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from .decomposition import Factors, regularised, true_svd
+from .decomposition import Factors, regularised, solve_positive, true_svd
 from .forms import Form, factor_shapes, matricise, rebuild
 from .layers import convolve
 from .moments import LARGEST_MOMENT, PairMoments, moments_of, patches
-from .reaching import reach, taps_of
+from .reaching import tap_by_tap, taps_of, through_first
 from .regression import Split, fit_on
 from .shapes import LayerShape
 
@@ -80,14 +80,18 @@ def refit_second(
         A true SVD in float64.
     """
     _, second = factor_shapes(shape, form, factors.rank)
-    reaching = _reach(factors.v, shape, form)
-    noise_inner, noise_cross = reaching @ reaching.mT, _windows(weight, shape) @ reaching.mT
+    v = factors.v.double().reshape(shape.groups, factors.rank, -1)
+    whole = matricise(weight.double(), shape, Form.CHANNEL).reshape(shape.groups, shape.outputs // shape.groups, -1)
+    taps = taps_of(shape, form)
+    noise_inner, noise_cross = (v @ v.mT).unsqueeze(-1), through_first(tap_by_tap(whole, taps, -1), v)
 
     def solved(moments: PairMoments, wanted: Tensor, ridge: float) -> Tensor:
         noise = power * min(ridge, _MOST_NOISE)
-        inner = regularised(moments.second + noise * noise_inner, _TINY)
-        after: Tensor = torch.linalg.solve(inner, (wanted + noise * noise_cross).mT).mT
-        return after
+        inner = moments.second.reshape(shape.groups, *(factors.rank, len(taps)) * 2).clone()
+        inner.diagonal(dim1=2, dim2=4).add_(noise * noise_inner)  # white noise is not the same at any two taps
+        inner = inner.flatten(3).flatten(1, 2)
+        after = solve_positive(regularised(inner, _TINY), (wanted + noise * noise_cross).mT)
+        return after.mT
 
     after, _ = fit_on(split, solved, lambda moments: moments.cross, centred=centred)
     outer = rebuild(after, second, Form.CHANNEL)
@@ -105,14 +109,3 @@ def _parts(
         for part in patches(convolve(given.float(), kernel, None, first), second):
             yield rows[..., start : start + part.shape[-1]], part
             start += part.shape[-1]
-
-
-def _windows(weight: Tensor, shape: LayerShape) -> Tensor:
-    """(groups, outputs / groups, inputs / groups prod(kernel)) float64."""
-    return matricise(weight.double(), shape, Form.CHANNEL).reshape(shape.groups, shape.outputs // shape.groups, -1)
-
-
-def _reach(v: Tensor, shape: LayerShape, form: Form) -> Tensor:
-    """The first factor on whole windows: (groups, r prod(the second one's kernel), columns of `channel`)."""
-    columns = shape.inputs // shape.groups * math.prod(shape.kernel)
-    return reach(v.double().reshape(shape.groups, -1, v.shape[-1]), taps_of(shape, form), columns)

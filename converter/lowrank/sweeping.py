@@ -19,7 +19,7 @@ from torch import Tensor
 from .decomposition import Factors, regularised, true_svd
 from .forms import Form, factor_shapes, matricise, matrix_size, rebuild
 from .moments import PairMoments
-from .reaching import gathered, reach, taps_of
+from .reaching import in_windows, onto_windows, tap_by_tap, taps_of, through_first
 from .regression import Split
 from .shapes import LayerShape
 
@@ -112,7 +112,7 @@ def swept_weights(
     target = sweeper.noiseless(moment)
     whole = v.double().reshape(shape.groups, -1, v.shape[-1])
     firsts = [sweeper.swept(whole[:, :rank], target, sweeps=1) for rank in ranks]
-    return [rebuild(sweeper.made(first, target), shape, Form.CHANNEL) for first in firsts]
+    return [rebuild(sweeper.whole(sweeper.made(first, target)), shape, Form.CHANNEL) for first in firsts]
 
 
 @torch.no_grad()
@@ -126,11 +126,11 @@ def refitted_weights(
     sweeper = Sweeper(weight, shape, form, None)
     first = v.double().reshape(shape.groups, -1, v.shape[-1])
     made = sweeper.made_of(first, sweeper.noiseless(moment), ranks)
-    return [rebuild(one, shape, Form.CHANNEL) for one in made]
+    return [rebuild(sweeper.whole(one), shape, Form.CHANNEL) for one in made]
 
 
 class Target(NamedTuple):
-    """What a weight on whole windows is fitted to: z the input, y the dense layer's output.
+    """What a weight on whole windows is fitted to: z the input, tap by tap, y the dense layer's output.
 
     Attributes:
         second: E[z z^T] (groups, columns, columns).
@@ -142,26 +142,43 @@ class Target(NamedTuple):
 
 
 class Sweeper:
-    """Least squares for the factors of one layer in one form; factors and weights are (groups, rows, columns)."""
+    """Least squares for the factors of one layer in one form.
+
+    Factors and weights are (groups, rows, columns); columns of windows go tap by tap.
+    """
 
     def __init__(self, weight: Tensor, shape: LayerShape, form: Form, metric: Tensor | None) -> None:
         matrix = matricise(weight.double(), shape, Form.CHANNEL)
-        self.weight = matrix.reshape(shape.groups, *matrix.shape[-2:])
-        self._taps = taps_of(shape, form)
+        self._matrix = matrix.reshape(shape.groups, *matrix.shape[-2:])
+        self._order = taps_of(shape, form)
         self._metric = metric
+
+    @property
+    def _taps(self) -> int:
+        return len(self._order)
 
     def target(self, moments: PairMoments, noise: float) -> Target:
         """Of moments of whole windows, with noise in both networks' inputs."""
-        groups, _, columns = self.weight.shape
-        second, cross = (part.reshape(groups, columns, columns) for part in moments[1::-1])
-        amount = noise * second.diagonal(dim1=-2, dim2=-1).mean(-1)[:, None, None]
-        eye = amount * torch.eye(columns, dtype=second.dtype, device=second.device)
-        return Target(second + eye, self.weight @ (cross + eye))
+        second, cross = self._grouped(moments.second), self._matrix @ self._grouped(moments.cross)
+        amount = noise * second.diagonal(dim1=-2, dim2=-1).mean(-1, keepdim=True)
+        target = self._tap_by_tap(second, cross + amount.unsqueeze(-1) * self._matrix)
+        target.second.diagonal(dim1=-2, dim2=-1).add_(amount)
+        return target
 
     def noiseless(self, moment: Tensor) -> Target:
         """Of a second moment of whole windows, the input being the same in both networks."""
-        second = moment.reshape(len(self.weight), *moment.shape[-2:])
-        return Target(second, self.weight @ second)
+        second = self._grouped(moment)
+        return self._tap_by_tap(second, self._matrix @ second)
+
+    def whole(self, weight: Tensor) -> Tensor:
+        """A weight in the order of whole windows."""
+        return in_windows(weight, self._order)
+
+    def _grouped(self, moment: Tensor) -> Tensor:
+        return moment.reshape(len(self._matrix), *moment.shape[-2:])
+
+    def _tap_by_tap(self, second: Tensor, cross: Tensor) -> Target:
+        return Target(tap_by_tap(second, self._order, -2, -1), tap_by_tap(cross, self._order, -1))
 
     def swept(self, v: Tensor, target: Target, sweeps: int = _SWEEPS) -> Tensor:
         """The first factor after a few sweeps."""
@@ -180,23 +197,24 @@ class Sweeper:
     def made_of(self, v: Tensor, target: Target, ranks: Sequence[int]) -> list[Tensor]:
         """The same of the first so many rows of a first factor."""
         seconds = self._seconds(v, target, ranks)
-        return [second @ self._reach(v[:, :rank]) for second, rank in zip(seconds, ranks, strict=True)]
+        return [onto_windows(second, v[:, :rank]) for second, rank in zip(seconds, ranks, strict=True)]
 
     def _seconds(self, v: Tensor, target: Target, ranks: Sequence[int]) -> list[Tensor]:
-        groups, most, columns = v.shape
-        taps = len(self._taps)
-        seen = (v[:, None] @ self._blocks(target).flatten(3)).reshape(groups, taps, most, taps, columns)
-        inner = (seen @ v.mT[:, None, None]).permute(0, 2, 1, 4, 3)
-        wanted = target.cross[..., torch.cat(self._taps)].reshape(groups, -1, taps, columns) @ v.mT[:, None]
-        wanted = wanted.mT
+        (groups, most, columns), taps = v.shape, self._taps
+        inner, blocks = v.new_empty(groups, most, taps, most, taps), self._blocks(target)
+        for tap in range(taps):  # with itself and those behind it: the others are their mirror images
+            seen = v @ blocks[:, tap, :, tap:].flatten(2)
+            felt = (seen.reshape(groups, -1, columns) @ v.mT).reshape(groups, most, taps - tap, most)
+            inner[:, :, tap, :, tap:] = felt.transpose(2, 3)
+            inner[:, :, tap:, :, tap] = felt.transpose(1, 3)
+        lower = torch.linalg.cholesky(regularised(inner.reshape(groups, most * taps, -1), _TINY))
+        halfway = torch.linalg.solve_triangular(lower, through_first(target.cross, v).mT, upper=False)
 
-        def solved(rank: int) -> Tensor:
-            bent = inner[:, :rank, :, :rank].reshape(groups, rank * taps, rank * taps)
-            aim = wanted[:, :, :rank].reshape(groups, -1, rank * taps)
-            found: Tensor = torch.linalg.solve(regularised(bent, _TINY), aim.mT).mT
-            return found
+        def solved(size: int) -> Tensor:  # of lower ranks, the equations are the first ones
+            found: Tensor = torch.linalg.solve_triangular(lower[:, :size, :size].mT, halfway[:, :size], upper=True)
+            return found.mT
 
-        return [solved(rank) for rank in ranks]
+        return [solved(rank * taps) for rank in ranks]
 
     def error(self, v: Tensor, target: Target, judge: Target) -> float:
         """Of a first factor with the second fitted on one target, on another; less what is the same for all."""
@@ -206,7 +224,7 @@ class Sweeper:
     def _first(self, u: Tensor, v: Tensor, target: Target) -> Tensor:
         """A better first factor for a second one, by preconditioned conjugate gradients."""
         groups, ranks, columns = v.shape
-        taps = len(self._taps)
+        taps = self._taps
         felt = u.mT @ self._felt(u)
         mixed = felt.reshape(groups, ranks, taps, ranks, taps).permute(0, 1, 2, 4, 3)
         blocks = self._blocks(target)
@@ -223,7 +241,8 @@ class Sweeper:
         def scaled(slope: Tensor) -> Tensor:
             return torch.cholesky_solve(torch.cholesky_solve(slope, left).mT, right).mT
 
-        residual = gathered(u.mT @ self._felt(target.cross), self._taps) - bent(v)
+        pulled = (u.mT @ self._felt(target.cross)).reshape(groups, ranks, taps, taps, columns)
+        residual = pulled.diagonal(dim1=2, dim2=3).sum(-1) - bent(v)
         direction = scaled(residual)
         size = (residual * direction).sum()
         for _ in range(_STEPS):
@@ -239,14 +258,9 @@ class Sweeper:
         return v
 
     def _blocks(self, target: Target) -> Tensor:
-        """Taps lie beside one another: what they see of each other, (groups, taps, columns, taps, columns)."""
-        order, taps = torch.cat(self._taps), len(self._taps)
-        moment = target.second[:, order][:, :, order]
-        size = len(order) // taps
-        return moment.reshape(-1, taps, size, taps, size)
-
-    def _reach(self, v: Tensor) -> Tensor:
-        return reach(v, self._taps, self.weight.shape[-1])
+        """What taps see of each other, (groups, taps, columns, taps, columns)."""
+        groups, columns = target.second.shape[:2]
+        return target.second.reshape(groups, *(self._taps, columns // self._taps) * 2)
 
     def _felt(self, output: Tensor) -> Tensor:
         return output if self._metric is None else self._metric.to(output) @ output

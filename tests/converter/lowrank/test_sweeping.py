@@ -12,7 +12,7 @@ from dprp.converter.lowrank.decomposition import Factors, decompose
 from dprp.converter.lowrank.forms import factor_shapes, forms_for, full_rank, matricise, rebuild
 from dprp.converter.lowrank.layers import low_rank
 from dprp.converter.lowrank.moments import pair_moments
-from dprp.converter.lowrank.reaching import gathered, reach, taps_of
+from dprp.converter.lowrank.reaching import in_windows, onto_windows, tap_by_tap, taps_of, through_first
 from dprp.converter.lowrank.regression import Split
 from dprp.converter.lowrank.shapes import LayerShape, Plain, shape_of
 from dprp.converter.lowrank.sweeping import refitted_weights, sweepable, swept, swept_weights
@@ -131,7 +131,7 @@ def test_other_images_decide() -> None:
 @torch.no_grad()
 @settings(max_examples=30, deadline=None)
 @given(st.sampled_from(LAYERS), st.sampled_from(SPLITS), st.integers(1, 3), st.integers(0, 99))
-def test_reach_is_the_first_factor_on_whole_windows(layer: Plain, form: Form, rank: int, seed: int) -> None:
+def test_taps_lay_the_first_factor_on_whole_windows(layer: Plain, form: Form, rank: int, seed: int) -> None:
     shape = shape_of(layer)
     if form not in forms_for(shape):
         return
@@ -140,16 +140,16 @@ def test_reach_is_the_first_factor_on_whole_windows(layer: Plain, form: Form, ra
     matrix = matrix.reshape(shape.groups, *matrix.shape[-2:])
     u = torch.randn(shape.groups, matrix.shape[1], rank, dtype=torch.float64)
     v = torch.randn(shape.groups, rank, matrix.shape[2], dtype=torch.float64)
-    taps = taps_of(shape, form)
-    columns = layer.weight.numel() // shape.outputs
-    laid = reach(v, taps, columns)
-    _, second = factor_shapes(shape, form, rank)
-    outer = rebuild(u, second, Form.POINTWISE)
-    whole = matricise(outer, second, Form.CHANNEL).reshape(shape.groups, -1, laid.shape[1]) @ laid
+    order, (_, second) = taps_of(shape, form), factor_shapes(shape, form, rank)
+    outer = matricise(rebuild(u, second, Form.POINTWISE), second, Form.CHANNEL).reshape(
+        shape.groups, -1, rank * len(order)
+    )
+    whole = onto_windows(outer, v)
     wanted = matricise(rebuild(u @ v, shape, form), shape, Form.CHANNEL).reshape(whole.shape)
-    torch.testing.assert_close(whole, wanted)
-    other = torch.randn_like(laid)
-    torch.testing.assert_close((laid * other).sum(), (v * gathered(other, taps)).sum())
+    torch.testing.assert_close(in_windows(whole, order), wanted)
+    torch.testing.assert_close(tap_by_tap(wanted, order, -1), whole)
+    other = torch.randn_like(whole)
+    torch.testing.assert_close((whole * other).sum(), (outer * through_first(other, v)).sum())
 
 
 @torch.no_grad()
