@@ -8,6 +8,7 @@ brings its moments, and the last one makes the replacement of them all.
 from __future__ import annotations
 
 import copy
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -19,13 +20,13 @@ from ..analysis.running import named
 from ..lowrank.decomposition import Factors, decompose
 from ..lowrank.forms import Form, matricise, matrix_size, rebuild
 from ..lowrank.layers import LowRank, layout_of, low_rank
-from ..lowrank.moments import LARGEST_MOMENT, PairMoments, Summed, mean_patch, pair_moments, summed
-from ..lowrank.reaching import seen_through
+from ..lowrank.moments import LARGEST_MOMENT, PairMoments, answer_moments, pair_moments
+from ..lowrank.patches import Summed, mean_patch, summed
 from ..lowrank.refitting import refit_second, second_moments
 from ..lowrank.regression import Part, PartOrNone, Split, fit_on, nearest_map
 from ..lowrank.shapes import LayerShape, Plain
 from ..lowrank.sweeping import sweepable, swept
-from .windows import TO_REFIT, Batch, Enough, to_cut, window_moments
+from .windows import TO_REFIT, Batch, Enough, thinned, to_cut
 
 
 class Walk(NamedTuple):
@@ -110,6 +111,11 @@ class Twin(nn.Module):
             answer = answer + self._along_channels(self.shift, answer)
         return torch.cat([wanted, answer], self.axis)
 
+    @property
+    def _columns(self) -> int:
+        """Values of a whole window."""
+        return matrix_size(self._shape, Form.CHANNEL)[1]
+
     def _wanted(self, x: Tensor) -> Tensor:
         """What the dense layer gives, in the precision that the network runs in."""
         with torch.autocast(x.device.type, enabled=self._autocast):
@@ -150,17 +156,33 @@ class Twin(nn.Module):
     def _nearest_map(self, parts: list[Part], form: Form) -> tuple[Tensor, PairMoments]:
         """The full map from z in a form, and the moments that it was found in."""
         matrix = matricise(self.dense.weight, self._shape, form).double()
+        if form is not Form.CHANNEL:
+            parts = [(moments.through(matrix), count, judges) for moments, count, judges in parts]
         return fit_on(
             Split.of(parts),
-            lambda moments, wanted, ridge: nearest_map(matrix, moments, wanted, ridge),
-            lambda moments: matrix @ moments.cross,
+            lambda moments, ridge: nearest_map(matrix, moments, ridge),
             centred=self._centred,
         )
 
-    def _windows(self, x: Tensor, z: Tensor, enough: Enough) -> PartOrNone:
+    def _thinned(self, x: Tensor, z: Tensor, enough: Enough) -> tuple[Tensor, Tensor]:
+        """Of a batch, so much as has to be seen of whole windows."""
         assert self.axis is not None
         places = self._wanted(x[:1])[:1].numel() // self._shape.outputs if self.axis == 0 else 1
-        return window_moments(x, z, self._shape, self.axis, places, self._walk.here, self._walk.images, enough)
+        wanted = max(enough.images, enough.samples * self._columns // max(1, places))
+        return thinned(x, z, self.axis, self._walk.here, self._walk.images, wanted)
+
+    def _moments(self, x: Tensor, z: Tensor, form: Form = Form.CHANNEL) -> PartOrNone:
+        """Of x and z in a form, if there are some; of what the layer gives instead of x where windows are whole."""
+        assert self.axis is not None
+        shape, (count, judges) = self._shape, (z.shape[self.axis], self._walk.here.judges)
+        if count == 0:
+            return None, count, judges
+        if form is Form.CHANNEL and shape.outputs // shape.groups < self._columns:
+            return answer_moments(self._wanted(x), z, shape), count, judges
+        moments = pair_moments(x, z, shape, form)
+        if form is Form.CHANNEL:  # wide answers would take longer
+            moments = moments.through(matricise(self.dense.weight, shape, form).double())
+        return moments, count, judges
 
     def _take_up_mean(self, made: LowRank | Plain, x: Tensor, z: Tensor) -> None:
         part = (summed(x, self._shape), summed(z, self._shape))
@@ -209,18 +231,16 @@ class Cut(Twin):
         return decompose(matricise(self.dense.weight, self._shape, self._form).double(), self._rank)
 
     def _fit(self, x: Tensor, z: Tensor) -> LowRank:
-        shape, form, here = self._shape, self._form, self._walk.here
+        shape, form = self._shape, self._form
         if matrix_size(shape, form)[1] > LARGEST_MOMENT:
             return self._meet("its weight", None, lambda _: self._told(self._plain_cut()))  # type: ignore[no-any-return]
         if sweepable(shape, form):
-            windows = self._windows(x, z, to_cut(self._walk.images))
-            factors, power = self._pool("its whole windows", windows, self._swept)
-        else:
-            moments = pair_moments(x, z, shape, form)
-            factors, power = self._pool("its first factor", (moments, here.images, here.judges), self._first)
-        between = None if shape.linear else second_moments(factors, shape, form, z, self._wanted(x))
-        part = (between, here.images, here.judges)
-        made: LowRank = self._pool("its second factor", part, lambda parts: self._second(factors, power, parts))
+            x, z = self._thinned(x, z, to_cut(self._walk.images))
+        factors, power = self._pool("its first factor", self._moments(x, z, form), self._first)
+        if sweepable(shape, form):
+            factors = self._pool("its whole windows", self._moments(x, z), functools.partial(self._swept, factors))
+        between = self._between(factors, x, z)
+        made: LowRank = self._pool("its second factor", between, lambda parts: self._second(factors, power, parts))
         return made
 
     def _first(self, parts: list[Part]) -> tuple[Factors, float]:
@@ -229,13 +249,17 @@ class Cut(Twin):
         factors = decompose(whole, self._rank, moments.ridged(self._ridge), self._metric)
         return factors, float(moments.second.diagonal(dim1=-2, dim2=-1).mean())
 
-    def _swept(self, parts: list[Part]) -> tuple[Factors, float]:
-        """As `_first`, of whole windows: both factors in turn from there."""
-        shape, form = self._shape, self._form
-        through = [(seen_through(windows, shape, form), count, judges) for windows, count, judges in parts]
-        factors, power = self._first(through)
+    def _swept(self, factors: Factors, parts: list[Part]) -> Factors:
+        """Both factors in turn from there."""
         split, weight, metric = Split.of(parts), self.dense.weight, self._metric
-        return swept(factors, weight, shape, form, split, centred=self._centred, metric=metric), power
+        return swept(factors, weight, self._shape, self._form, split, centred=self._centred, metric=metric)
+
+    def _between(self, factors: Factors, x: Tensor, z: Tensor) -> PartOrNone:
+        """Moments of what the layer gives and of what the second factor reads, where that sees windows."""
+        shape, form, judges = self._shape, self._form, self._walk.here.judges
+        if shape.linear or form is Form.CHANNEL or not len(z):
+            return None, 0, judges
+        return second_moments(factors, shape, form, z, self._wanted(x)), len(z), judges
 
     def _second(self, factors: Factors, power: float, parts: list[Part]) -> LowRank:
         if parts:
@@ -264,7 +288,8 @@ class Refit(Twin):
     def _fit(self, x: Tensor, z: Tensor) -> Plain:
         if matrix_size(self._shape, Form.CHANNEL)[1] > LARGEST_MOMENT:
             return self._meet("its weight", None, lambda _: copy.deepcopy(self.dense))  # type: ignore[no-any-return]
-        return self._pool("its input's moments", self._windows(x, z, TO_REFIT), self._refitted)  # type: ignore[no-any-return]
+        x, z = self._thinned(x, z, TO_REFIT)
+        return self._pool("its input's moments", self._moments(x, z), self._refitted)  # type: ignore[no-any-return]
 
     def _refitted(self, parts: list[Part]) -> Plain:
         whole, _ = self._nearest_map(parts, Form.CHANNEL)

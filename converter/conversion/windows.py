@@ -2,15 +2,9 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor
-
-from ..lowrank.forms import Form, matrix_size
-from ..lowrank.moments import pair_moments
-from ..lowrank.regression import PartOrNone
-from ..lowrank.shapes import LayerShape
 
 
 class Batch(NamedTuple):
@@ -46,35 +40,17 @@ def to_cut(images: int) -> Enough:
     return Enough(max(32, min(128, images // 4)), 160)
 
 
-def window_moments(
-    x: Tensor,
-    z: Tensor,
-    shape: LayerShape,
-    axis: int,
-    places: int,
-    here: Batch,
-    images: int,
-    enough: Enough,
-) -> PartOrNone:
-    """Moments of one batch of as many images as are needed, evenly spread over all batches.
+def thinned(x: Tensor, z: Tensor, axis: int, here: Batch, images: int, wanted: int) -> tuple[Tensor, Tensor]:
+    """Some of a batch's blocks, evenly spread, so many that of all batches enough are taken.
 
     Args:
-        x, z: what the layer reads in either network, images along `axis`.
-        shape: of the layer.
+        x, z: tensors with images along `axis`, alike.
         axis: 0 for a convolution.
-        places: windows of one block of an image.
         here: the batch.
         images: in all batches.
-        enough: how much is needed.
+        wanted: blocks of all batches; where they have less, all are taken.
     """
-    columns = matrix_size(shape, Form.CHANNEL)[1]
-    blocks = x.shape[axis] // here.images
-    wanted = max(enough.images, enough.samples * columns // max(1, places))
+    blocks = z.shape[axis] // here.images
     every = max(1, images * blocks // wanted)
-    if every > 1:
-        some = torch.arange(x.shape[axis], device=x.device)[-here.start * blocks % every :: every]
-        x, z = x.index_select(axis, some), z.index_select(axis, some)
-    count = z.shape[axis]
-    if count == 0:
-        return None, 0, here.judges
-    return pair_moments(x, z, shape, Form.CHANNEL), count, here.judges
+    some: Any = (*[slice(None)] * axis, slice(-here.start * blocks % every, None, every))
+    return (x, z) if every == 1 else (x[some], z[some])

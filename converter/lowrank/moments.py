@@ -7,11 +7,10 @@ where a kernel has no stride (`shifts`), of gathered patches elsewhere.
 
 from __future__ import annotations
 
-import itertools
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,10 +19,9 @@ from ..errors import ModelError
 from .decomposition import regularised
 from .forms import Form, factor_shapes
 from .layers import padded
+from .patches import CHUNK_BYTES, answered_patches, over_images, patches, unfolded
 from .shapes import LayerShape
-from .shifts import Axis, WindowProducts
-
-_CHUNK_BYTES = 64 * 2**20
+from .shifts import Axis, TapProducts, WindowProducts
 
 _ROUNDING = 1e-12
 """Of float64 moments about zero, in what is left of them about the mean."""
@@ -35,12 +33,10 @@ LARGEST_MOMENT = 6144
 """Columns of the largest moment made: a float64 matrix of 300 MB. Larger layers are cut without data."""
 
 
-Summed = tuple[Tensor, int]
-"""An input summed over its images, and how many these are."""
-
-
 class PairMoments(NamedTuple):
-    """Moments of x, a layer's inputs in one network, and z, those in another; all float64, with an axis of groups.
+    """Moments of z, what a layer reads, and of x, what it reads in another network, or what it gives there.
+
+    All float64, with an axis of groups.
 
     Attributes:
         cross: E[x z^T] (..., m, n).
@@ -70,6 +66,11 @@ class PairMoments(NamedTuple):
         """
         return PairMoments(*(mine.lerp(theirs, part) for mine, theirs in zip(self, other, strict=True)))
 
+    def through(self, matrix: Tensor) -> PairMoments:
+        """Those of M x and z, for a matrix M (..., k, m)."""
+        mean = (matrix @ self.mean_x.unsqueeze(-1)).squeeze(-1)
+        return self._replace(cross=matrix @ self.cross, mean_x=mean)
+
     def ridged(self, ridge: float) -> Tensor:
         """The second moment made positive definite: `regularised`, and by what rounding left of the mean."""
         size = (self.second.diagonal(dim1=-2, dim2=-1) + self.mean_z.square()).mean(-1, keepdim=True)
@@ -95,11 +96,39 @@ def pair_moments(x: Tensor, z: Tensor, shape: LayerShape, form: Form) -> PairMom
     first, _ = factor_shapes(shape, form, 1)
     with torch.autocast(z.device.type, enabled=False):
         if _side_by_side(first):
-            found = _moments_of_windows(x, z, first)
+            found = _of_windows(x, z, first, first)
         elif x is z:
             found = moments_of((part, part) for part in patches(z, first))
         else:
             found = moments_of(zip(patches(x, first), patches(z, first), strict=True))
+    return _checked(found, z, shape)
+
+
+@torch.no_grad()
+def answer_moments(y: Tensor, z: Tensor, shape: LayerShape) -> PairMoments:
+    """Moments of what a layer gives, and of the whole windows that it reads.
+
+    Args:
+        y: (N, outputs, ...), or (..., outputs) of a linear layer.
+        z: (N, inputs, ...), or (..., inputs); not necessarily what y was made of.
+        shape: of the layer.
+
+    Raises:
+        ModelError: the moments are not finite.
+
+    Returns:
+        As `pair_moments`; m counts the outputs of a group.
+    """
+    with torch.autocast(z.device.type, enabled=False):
+        if _side_by_side(shape):
+            found = _of_windows(y, z, shape, _of_a_tap(shape))
+        else:
+            found = moments_of(answered_patches(y, z, shape))
+    return _checked(found, z, shape)
+
+
+def _checked(found: PairMoments, z: Tensor, shape: LayerShape) -> PairMoments:
+    """Without the axis of groups where there is one group."""
     if not bool(found.second.diagonal(dim1=-2, dim2=-1).isfinite().all()):  # no other value is larger
         raise ModelError(
             f"its inputs are not finite, or too large to square (largest {float(z.abs().max()):.3g}); scale the "
@@ -142,32 +171,50 @@ def moments_of(parts: Iterable[tuple[Tensor, Tensor]]) -> PairMoments:
     return _about_zero(sums, count, about_x.squeeze(-1), about_z.squeeze(-1))
 
 
-def _moments_of_windows(x: Tensor, z: Tensor, layer: LayerShape) -> PairMoments:
-    """As `moments_of` of `patches`, by shifts of the maps (N, inputs, ...), for a convolution without a stride."""
-    same, taps = x is z, math.prod(layer.kernel)
+def _of_windows(x: Tensor, z: Tensor, layer: LayerShape, reads: LayerShape) -> PairMoments:
+    """As `moments_of` of `patches`, by shifts of the maps (N, channels, ...), of a convolution without a stride.
+
+    Args:
+        x: z itself where there is one network.
+        z: what the layer reads.
+        layer: whose windows those of z are.
+        reads: whose windows those of x are: the layer, or one of a single tap.
+    """
     if z.dim() == 1 + len(layer.kernel):  # one image without a batch
         z, x = z.unsqueeze(0), x.unsqueeze(0)
     axes = [Axis(*axis) for axis in zip(layer.kernel, layer.dilation, strict=True)]
-    windows = replace(layer, padding=((0, 0),) * len(axes))
     kind = torch.float64 if _is_tiny(z) else torch.float32
     about_x, about_z = (_channel_means(part, kind) for part in (x, z))
-    products = [WindowProducts(axes, same=True)] + [WindowProducts(axes, same=False)] * (not same)
+    products: list[WindowProducts | TapProducts] = [WindowProducts(axes, same=True)]
+    if x is not z:
+        products.append(WindowProducts(axes, same=False) if reads is layer else TapProducts(axes))
     totals: list[Tensor] = []
-    count, images = 0, max(1, _CHUNK_BYTES // (4 * max(1, z[:1].numel())))
+    count, images = 0, max(1, CHUNK_BYTES // (4 * max(1, z[:1].numel())))
     for some_x, some_z in zip(torch.split(x, images), torch.split(z, images), strict=True):
         p = padded(some_z.to(kind), layer) - about_z
-        maps = [p] if same else [p, padded(some_x.to(kind), layer) - about_x]
+        maps = [p] if x is z else [p, padded(some_x.to(kind), reads) - about_x]
         for summing, one in zip(products, maps, strict=True):
             summing.add(one, p)
-        totals = _added(totals, [_over_images(one) for one in maps])
+        totals = _added(totals, [over_images(one) for one in maps])
         places = [size - axis.dilation * (axis.taps - 1) for size, axis in zip(p.shape[2:], axes, strict=True)]
         count += len(p) * math.prod(places)
-    columns = layer.inputs * taps
     sums: list[Tensor] = []
-    for summing, total in zip(products, totals, strict=True):
-        sums += [summing.take().reshape(1, columns, columns), _unfold(total.unsqueeze(0), windows).sum(-1)]
-    far_x, far_z = (part.flatten().repeat_interleave(taps).unsqueeze(0) for part in (about_x, about_z))
+    for summing, total, of in zip(products, totals, (layer, reads), strict=False):
+        within = replace(of, padding=((0, 0),) * len(axes))
+        columns = unfolded(total.unsqueeze(0), within).sum(-1)
+        sums += [summing.take().reshape(1, columns.shape[-1], -1), columns]
+    far_x, far_z = (
+        part.flatten().repeat_interleave(math.prod(of.kernel)).unsqueeze(0)
+        for part, of in ((about_x, reads), (about_z, layer))
+    )
     return _about_zero(sums, count, far_x, far_z)
+
+
+def _of_a_tap(layer: LayerShape) -> LayerShape:
+    """A layer that reads what this one gives, pixel by pixel."""
+    once = (1,) * len(layer.kernel)
+    nothing = ((0, 0),) * len(layer.kernel)
+    return replace(layer, inputs=layer.outputs, kernel=once, dilation=once, padding=nothing)
 
 
 def _side_by_side(layer: LayerShape) -> bool:
@@ -217,90 +264,3 @@ def _about_zero(sums: list[Tensor], count: int, about_x: Tensor, about_z: Tensor
         return PairMoments(second, second, mean_z, mean_z)
     (cross, off_x), far_x = of_pairs, about_x.double()
     return PairMoments(moved(cross, far_x, off_x), second, far_x + off_x, mean_z)
-
-
-def mean_patch(inputs: Sequence[Summed], layer: LayerShape) -> Tensor:
-    """The mean over all patches of what a layer multiplies with its weight.
-
-    Args:
-        inputs: parts of its input, each summed over its images as `summed` does, and how many these are.
-        layer: its geometry.
-
-    Returns:
-        (groups, n) float64, in the order of the form `channel`. A patch is linear in the input, so that those of the
-        sum of all images are what has to be gathered.
-    """
-    total = torch.stack([part for part, _ in inputs]).double().sum(0, keepdim=True)
-    mean = (total / sum(images for _, images in inputs)).float()
-    gathered = list(patches(mean, layer))
-    return torch.cat(gathered, -1).double().mean(-1)
-
-
-def summed(x: Tensor, layer: LayerShape) -> Summed:
-    """Sums an input over its images, or over the rows of a linear layer's."""
-    if layer.linear:
-        x = x.reshape(-1, x.shape[-1])
-        return x.float().sum(0), len(x)
-    return _over_images(x.float()), len(x)
-
-
-def _over_images(maps: Tensor) -> Tensor:
-    """Their sum; channels last, it is many times faster along memory as it lies."""
-    return maps.sum(0) if maps.is_contiguous() else maps.movedim(1, -1).sum(0).movedim(-1, 0)
-
-
-def patches(x: Tensor, layer: LayerShape) -> Iterator[Tensor]:
-    """What a layer multiplies with its weight, some images at a time.
-
-    Args:
-        x: (N, inputs, ...), or (..., inputs) for a linear layer.
-
-    Yields:
-        (groups, n, samples), n = inputs / groups * prod(kernel) in the order of the form `channel`.
-    """
-    if layer.linear:
-        rows = x.reshape(-1, x.shape[-1])
-        for part in torch.split(rows, max(1, _CHUNK_BYTES // (4 * x.shape[-1]))):
-            yield part.float().mT.unsqueeze(0)
-        return
-    if x.dim() == 1 + len(layer.kernel):  # one image without a batch
-        x = x.unsqueeze(0)
-    spread = math.prod(layer.kernel) * (math.prod(layer.stride) if layer.transposed else 1)
-    images = max(1, _CHUNK_BYTES // (4 * spread * max(1, x[:1].numel())))
-    for part in torch.split(x, images):
-        yield _unfold(part.float(), layer)
-
-
-def _unfold(x: Tensor, layer: LayerShape) -> Tensor:
-    """im2col by copying shifted views: many times faster on a CPU than F.unfold."""
-    if layer.transposed:
-        x, stride = _stretched(x, layer), (1,) * len(layer.stride)
-    else:
-        x, stride = padded(x, layer), layer.stride
-    x = x.transpose(0, 1)  # channels first, so that each row of the result is written in long runs
-    axes = list(zip(layer.kernel, layer.dilation, stride, strict=True))
-    sizes = [(size - d * (k - 1) - 1) // s + 1 for size, (k, d, s) in zip(x.shape[2:], axes, strict=True)]
-    columns = x.new_empty(x.shape[0], *layer.kernel, x.shape[1], *sizes)
-    for tap in itertools.product(*map(range, layer.kernel)):
-        starts = [i * d for i, (_, d, _) in zip(tap, axes, strict=True)]
-        ends = [i + (size - 1) * s + 1 for i, size, s in zip(starts, sizes, stride, strict=True)]
-        window: Any = (..., *map(slice, starts, ends, stride))
-        place = [k - 1 - i for i, k in zip(tap, layer.kernel, strict=True)] if layer.transposed else tap
-        there: Any = (slice(None), *place)
-        columns[there] = x[window]
-    return columns.view(layer.groups, x.shape[0] // layer.groups * math.prod(layer.kernel), -1)
-
-
-def _stretched(x: Tensor, layer: LayerShape) -> Tensor:
-    """Of a transposed convolution, the map on which it is a plain one, unstrided, of the kernel turned round."""
-    sizes = [(size - 1) * s + 1 for size, s in zip(x.shape[2:], layer.stride, strict=True)]
-    stretched = x.new_zeros(*x.shape[:2], *sizes)
-    every: Any = (..., *(slice(None, None, s) for s in layer.stride))
-    stretched[every] = x
-    more = layer.output_padding or (0,) * len(sizes)
-    reach = [d * (k - 1) for d, k in zip(layer.dilation, layer.kernel, strict=True)]
-    padding = tuple(
-        (far - before, far - after + extra)
-        for far, (before, after), extra in zip(reach, layer.padding, more, strict=True)
-    )
-    return padded(stretched, replace(layer, padding=padding))

@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 
 from .forms import Form, factor_shapes
-from .moments import PairMoments
 from .shapes import LayerShape
 
 
@@ -67,24 +66,3 @@ def through_first(weight: Tensor, v: Tensor) -> Tensor:
     groups, rows = weight.shape[:2]
     taken = (weight.reshape(groups, -1, v.shape[-1]) @ v.mT).reshape(groups, rows, -1, v.shape[1])
     return taken.transpose(2, 3).flatten(2)
-
-
-def seen_through(windows: PairMoments, shape: LayerShape, form: Form) -> PairMoments:
-    """Moments of what the first factor sees, of those of whole windows: the mean over where the taps lay it.
-
-    Counted so, a pixel at the border of the map weighs a little less than in `pair_moments`.
-    """
-    taps = taps_of(shape, form)
-
-    def mean(part: Tensor, *axes: int) -> Tensor:
-        seen = []
-        for tap in taps:
-            one = part
-            for axis in axes:
-                one = one.index_select(axis, tap.to(part.device))
-            seen.append(one)
-        return torch.stack(seen).mean(0)
-
-    return PairMoments(
-        mean(windows.cross, -2, -1), mean(windows.second, -2, -1), mean(windows.mean_x, -1), mean(windows.mean_z, -1)
-    )

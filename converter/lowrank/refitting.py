@@ -19,12 +19,11 @@ from torch import Tensor
 from .decomposition import Factors, regularised, solve_positive, true_svd
 from .forms import Form, factor_shapes, matricise, rebuild
 from .layers import convolve
-from .moments import LARGEST_MOMENT, PairMoments, moments_of, patches
+from .moments import LARGEST_MOMENT, PairMoments, moments_of
+from .patches import CHUNK_BYTES, answered_patches
 from .reaching import tap_by_tap, taps_of, through_first
 from .regression import Split, fit_on
 from .shapes import LayerShape
-
-_CHUNK_BYTES = 64 * 2**20
 
 _TINY = 1e-9
 """Ridge against factors that see the same twice."""
@@ -51,7 +50,7 @@ def second_moments(factors: Factors, shape: LayerShape, form: Form, z: Tensor, w
     if form is Form.CHANNEL or factors.rank * math.prod(second.kernel) > LARGEST_MOMENT:
         return None
     kernel = rebuild(factors.v, first, Form.CHANNEL).float()
-    return moments_of(_parts(z, wanted, kernel, shape, first, second))
+    return moments_of(_parts(z, wanted, kernel, first, second))
 
 
 @torch.no_grad()
@@ -85,27 +84,23 @@ def refit_second(
     taps = taps_of(shape, form)
     noise_inner, noise_cross = (v @ v.mT).unsqueeze(-1), through_first(tap_by_tap(whole, taps, -1), v)
 
-    def solved(moments: PairMoments, wanted: Tensor, ridge: float) -> Tensor:
+    def solved(moments: PairMoments, ridge: float) -> Tensor:
         noise = power * min(ridge, _MOST_NOISE)
         inner = moments.second.reshape(shape.groups, *(factors.rank, len(taps)) * 2).clone()
         inner.diagonal(dim1=2, dim2=4).add_(noise * noise_inner)  # white noise is not the same at any two taps
         inner = inner.flatten(3).flatten(1, 2)
-        after = solve_positive(regularised(inner, _TINY), (wanted + noise * noise_cross).mT)
+        after = solve_positive(regularised(inner, _TINY), (moments.cross + noise * noise_cross).mT)
         return after.mT
 
-    after, _ = fit_on(split, solved, lambda moments: moments.cross, centred=centred)
+    after, _ = fit_on(split, solved, centred=centred)
     outer = rebuild(after, second, Form.CHANNEL)
     return true_svd(matricise(outer, second, Form.POINTWISE), factors.v)
 
 
 def _parts(
-    z: Tensor, wanted: Tensor, kernel: Tensor, shape: LayerShape, first: LayerShape, second: LayerShape
+    z: Tensor, wanted: Tensor, kernel: Tensor, first: LayerShape, second: LayerShape
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """What is wanted, and what the second factor multiplies, some images at a time."""
-    images = max(1, _CHUNK_BYTES // (4 * max(1, wanted[:1].numel())))
+    images = max(1, CHUNK_BYTES // (4 * max(1, wanted[:1].numel())))
     for given, answer in zip(torch.split(z, images), torch.split(wanted, images), strict=True):
-        rows = answer.float().transpose(0, 1).reshape(shape.groups, shape.outputs // shape.groups, -1)
-        start = 0
-        for part in patches(convolve(given.float(), kernel, None, first), second):
-            yield rows[..., start : start + part.shape[-1]], part
-            start += part.shape[-1]
+        yield from answered_patches(answer, convolve(given.float(), kernel, None, first), second)

@@ -72,19 +72,12 @@ def _pooled(parts: Sequence[tuple[PairMoments, int]]) -> PairMoments:
 
 
 @torch.no_grad()
-def fit_on(
-    split: Split,
-    fit: Callable[[PairMoments, Tensor, float], Tensor],
-    aim: Callable[[PairMoments], Tensor],
-    *,
-    centred: bool,
-) -> tuple[Tensor, PairMoments]:
+def fit_on(split: Split, fit: Callable[[PairMoments, float], Tensor], *, centred: bool) -> tuple[Tensor, PairMoments]:
     """A map at the ridge that is the best one on the images that judge, fitted on all.
 
     Args:
-        split: moments; without judges the ridge is the smallest.
-        fit: makes the map (..., m, n) of moments, what `aim` makes of them, and a ridge.
-        aim: E[y z^T] (..., m, n) in given moments, y being what the map shall give.
+        split: moments of what the map shall give, and of what it reads; without judges the ridge is the smallest.
+        fit: makes the map (..., m, n) of moments and a ridge.
         centred: whether a bias, or a norm behind, takes up the mean.
 
     Returns:
@@ -97,21 +90,19 @@ def fit_on(
     ridge = RIDGES[0]
     if split.judged is not None:
         fitted, judged = centre(split.fitted), centre(split.judged)
-        wanted = aim(fitted)
-        ridge = best_ridge(lambda ridge: fit(fitted, wanted, ridge), aim(judged), judged.second)
+        ridge = best_ridge(lambda ridge: fit(fitted, ridge), judged.cross, judged.second)
     moments = centre(split.pooled())
-    return fit(moments, aim(moments), ridge), moments
+    return fit(moments, ridge), moments
 
 
 @torch.no_grad()
-def nearest_map(matrix: Tensor, moments: PairMoments, wanted: Tensor, ridge: float) -> Tensor:
-    """A = (M E[x z^T] + ridge M) (E[z z^T] + ridge I)^-1: nearest to M x as seen from z.
+def nearest_map(matrix: Tensor, moments: PairMoments, ridge: float) -> Tensor:
+    """A = (E[y z^T] + ridge M) (E[z z^T] + ridge I)^-1: nearest to y, what M gives, as seen from z.
 
     Args:
         matrix: M (..., m, n), float64.
-        moments: of x and z.
-        wanted: M E[x z^T].
-        ridge: relative; the same amount is added to both moments, so that without data the map is M itself.
+        moments: of y and z.
+        ridge: relative; white noise of so much, which M is right on, so that without data the map is M itself.
 
     Returns:
         (..., m, n).
@@ -120,7 +111,7 @@ def nearest_map(matrix: Tensor, moments: PairMoments, wanted: Tensor, ridge: flo
         return matrix
     second = moments.ridged(ridge)
     added = second[..., :1, :1] - moments.second[..., :1, :1]  # to every value of the diagonal
-    return torch.cholesky_solve((wanted + added * matrix).mT, torch.linalg.cholesky(second)).mT
+    return torch.cholesky_solve((moments.cross + added * matrix).mT, torch.linalg.cholesky(second)).mT
 
 
 def best_ridge(fit: Callable[[float], Tensor], cross: Tensor, second: Tensor) -> float:

@@ -8,9 +8,11 @@ more than the first. The sums are exact, borders included.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 
@@ -63,6 +65,42 @@ class WindowProducts:
                 mirrored: Any = (slice(None), *other, slice(None), *one)
                 found[mirrored] = total.mT
         return found
+
+
+class TapProducts:
+    """The sum over all windows of the values of one map at their places times those of the window in another one.
+
+    Args:
+        axes: of the kernel.
+    """
+
+    def __init__(self, axes: Sequence[Axis]) -> None:
+        self._axes = axes
+        self._sum: Tensor | None = None
+
+    def add(self, p: Tensor, q: Tensor) -> None:
+        """Adds those of some images.
+
+        Args:
+            p: (N, channels, places...).
+            q: (N, channels, ...) with the padding in it.
+        """
+        rows = p.movedim((0, 1), (-2, -1)).reshape(-1, p.shape[1]).mT
+        windows = q.movedim((0, 1), (-2, -1)).contiguous()
+        if self._sum is None:
+            taps = (axis.taps for axis in self._axes)
+            self._sum = q.new_zeros(p.shape[1], q.shape[1], *taps, dtype=torch.float64)
+        for tap in itertools.product(*(range(axis.taps) for axis in self._axes)):
+            seen = windows
+            for at, (place, axis) in enumerate(zip(tap, self._axes, strict=True)):
+                seen = seen.narrow(at, place * axis.dilation, p.shape[2 + at])
+            there: Any = (..., *tap)
+            self._sum[there] += rows @ seen.reshape(-1, q.shape[1])
+
+    def take(self) -> Tensor:
+        """(channels of p, channels of q, taps...) float64."""
+        assert self._sum is not None
+        return self._sum
 
 
 def _sums(p: Tensor, q: Tensor, axes: Sequence[Axis], at: int, same: bool) -> Iterator[tuple[Pair, Tensor]]:

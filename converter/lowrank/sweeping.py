@@ -58,7 +58,7 @@ def swept(
         factors: float64.
         weight: the dense layer's, of `shape.weight`.
         shape, form: of a convolution, in any form but `channel`.
-        split: moments of whole windows, of images to fit on and of some that judge.
+        split: moments of whole windows and of what the layer shall give, of images to fit on and of some that judge.
         centred: whether a bias, or a norm behind, takes up the mean.
         metric: of the outputs, as `OutputMetrics` has it; without one every output counts the same.
 
@@ -158,8 +158,8 @@ class Sweeper:
         return len(self._order)
 
     def target(self, moments: PairMoments, noise: float) -> Target:
-        """Of moments of whole windows, with noise in both networks' inputs."""
-        second, cross = self._grouped(moments.second), self._matrix @ self._grouped(moments.cross)
+        """Of moments of whole windows and of what the layer shall give, with noise in both networks' inputs."""
+        second, cross = self._grouped(moments.second), self._grouped(moments.cross)
         amount = noise * second.diagonal(dim1=-2, dim2=-1).mean(-1, keepdim=True)
         target = self._tap_by_tap(second, cross + amount.unsqueeze(-1) * self._matrix)
         target.second.diagonal(dim1=-2, dim2=-1).add_(amount)

@@ -25,7 +25,7 @@ from dprp.converter.lowrank.regression import RIDGES, best_ridge, nearest_map
 
 def fitted(matrix: Tensor, rank: int, moments: PairMoments, ridge: float) -> Factors:
     """The rank-r map from z that comes nearest to M x."""
-    return decompose(nearest_map(matrix, moments, matrix @ moments.cross, ridge), rank, moments.ridged(ridge))
+    return decompose(nearest_map(matrix, moments.through(matrix), ridge), rank, moments.ridged(ridge))
 
 
 @st.composite
@@ -204,7 +204,7 @@ def test_the_ridge_is_the_one_that_holds_on_other_samples() -> None:
     def chosen(samples: int, noise: float) -> float:
         seen, (x, z) = moments(*pairs(samples, noise)), pairs(4000, noise)
         others = moments(x, z)
-        maps = {ridge: nearest_map(matrix, seen, matrix @ seen.cross, ridge) for ridge in RIDGES}
+        maps = {ridge: nearest_map(matrix, seen.through(matrix), ridge) for ridge in RIDGES}
         errors = {ridge: float((matrix @ x - there @ z).square().sum()) for ridge, there in maps.items()}
         ridge = best_ridge(maps.__getitem__, matrix @ others.cross, others.second)
         assert errors[ridge] == min(errors.values())
@@ -217,9 +217,7 @@ def test_the_ridge_is_the_one_that_holds_on_other_samples() -> None:
 def test_a_map_that_is_held_entirely_is_the_matrix() -> None:
     matrix = torch.randn(3, 4, dtype=torch.float64)
     second = torch.eye(4, dtype=torch.float64)
-    moments = PairMoments(2 * second, second, torch.zeros(4), torch.zeros(4))
-    assert torch.equal(nearest_map(matrix, moments, matrix @ moments.cross, math.inf), matrix)
-    torch.testing.assert_close(
-        nearest_map(matrix, moments, matrix @ moments.cross, 1e6), matrix, rtol=1e-5, atol=1e-5
-    )
-    torch.testing.assert_close(nearest_map(matrix, moments, matrix @ moments.cross, 0.0), 2 * matrix)
+    moments = PairMoments(2 * second, second, torch.zeros(4).double(), torch.zeros(4).double())
+    assert torch.equal(nearest_map(matrix, moments.through(matrix), math.inf), matrix)
+    torch.testing.assert_close(nearest_map(matrix, moments.through(matrix), 1e6), matrix, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(nearest_map(matrix, moments.through(matrix), 0.0), 2 * matrix)

@@ -9,8 +9,10 @@ from torch.nn import functional as F
 
 from dprp.converter import Form
 from dprp.converter.lowrank import moments as moments_module
+from dprp.converter.lowrank import patches as patches_module
 from dprp.converter.lowrank.forms import factor_shapes, matricise
-from dprp.converter.lowrank.moments import pair_moments, patches
+from dprp.converter.lowrank.moments import answer_moments, pair_moments
+from dprp.converter.lowrank.patches import patches
 from dprp.converter.lowrank.shapes import Plain, shape_of
 
 LAYERS = [
@@ -33,7 +35,7 @@ def an_input(layer: Plain, images: int) -> torch.Tensor:
 
 @pytest.mark.parametrize("layer", LAYERS, ids=str)
 def test_weight_times_patches_is_the_layer(layer: Plain, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(moments_module, "_CHUNK_BYTES", 1)  # one image at a time
+    monkeypatch.setattr(patches_module, "CHUNK_BYTES", 1)  # one image at a time
     x = an_input(layer, 3)
     shape = shape_of(layer)
     matrix = matricise(layer.weight, shape, Form.CHANNEL)
@@ -58,6 +60,26 @@ def test_moments_predict_the_first_factors_output(layer: Plain, form: Form) -> N
     columns = torch.cat(list(patches(x, first)), -1)
     torch.testing.assert_close(predicted, (rows.float() @ columns).square().mean(-1).double(), rtol=1e-4, atol=1e-6)
     assert matricise(layer.weight, shape, form).shape[-1] == moment.shape[-1]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("layer", [*LAYERS, nn.Linear(6, 3)], ids=str)
+@pytest.mark.parametrize("far", [0.0, 30.0])
+def test_answers_are_inputs_through_the_weight(layer: Plain, far: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In chunks of one image; a bias is no part of what is compared."""
+    monkeypatch.setattr(patches_module, "CHUNK_BYTES", 1)
+    monkeypatch.setattr(moments_module, "CHUNK_BYTES", 1)
+    shape = shape_of(layer)
+    x = far + (torch.randn(3, 5, 6) if shape.linear else an_input(layer, 3))
+    z = x + 0.3 * torch.randn_like(x)
+    matrix = matricise(layer.weight, shape, Form.CHANNEL).double()
+    wanted = pair_moments(x, z, shape, Form.CHANNEL).through(matrix).centred()
+    found = answer_moments(layer(x), z, shape).centred()
+    for part in ("cross", "second", "mean_z"):
+        ours, theirs = getattr(found, part), getattr(wanted, part)
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5 * float(theirs.abs().max()))
+    bias = layer.bias.reshape(wanted.mean_x.shape)
+    torch.testing.assert_close(found.mean_x, wanted.mean_x + bias, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("far", [0.0, 1e4])

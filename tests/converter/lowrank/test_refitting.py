@@ -82,7 +82,7 @@ def test_it_makes_up_for_what_was_smeared_across_columns() -> None:
     shape = shape_of(layer)
     moments = pair_moments(x, z, shape, Form.SPATIAL)
     matrix = matricise(layer.weight, shape, Form.SPATIAL).double()
-    whole = nearest_map(matrix, moments, matrix @ moments.cross, 1e-6)
+    whole = nearest_map(matrix, moments.through(matrix), 1e-6)
     factors = decompose(whole, 8, moments.ridged(1e-6))
     wanted = layer(x)
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 import pytest
 import torch
 from hypothesis import given, settings
@@ -12,9 +10,10 @@ from torch import nn
 
 from dprp.converter import Form
 from dprp.converter.lowrank import moments as moments_module
-from dprp.converter.lowrank.moments import moments_of, pair_moments, patches
+from dprp.converter.lowrank.moments import moments_of, pair_moments
+from dprp.converter.lowrank.patches import patches
 from dprp.converter.lowrank.shapes import Plain, shape_of
-from dprp.converter.lowrank.shifts import Axis, WindowProducts
+from dprp.converter.lowrank.shifts import Axis, TapProducts, WindowProducts
 
 
 @st.composite
@@ -35,10 +34,14 @@ def windows(x: torch.Tensor, axes: list[Axis]) -> torch.Tensor:
     return x.permute(0, *range(2 + dims, x.dim()), *range(1, 2 + dims)).flatten(1 + dims)
 
 
-def summed(parts: Iterable[tuple[torch.Tensor, torch.Tensor]], axes: list[Axis], *, same: bool) -> torch.Tensor:
-    products = WindowProducts(axes, same)
-    for p, q in parts:
-        products.add(p, q)
+def _places(x: torch.Tensor, axes: list[Axis]) -> list[int]:
+    return [size - axis.dilation * (axis.taps - 1) for size, axis in zip(x.shape[2:], axes, strict=True)]
+
+
+def summed(products: WindowProducts | TapProducts, p: torch.Tensor, q: torch.Tensor) -> torch.Tensor:
+    """One image after the other."""
+    for one, other in zip(torch.split(p, 1), torch.split(q, 1), strict=True):
+        products.add(one, other)
     return products.take()
 
 
@@ -47,13 +50,14 @@ def summed(parts: Iterable[tuple[torch.Tensor, torch.Tensor]], axes: list[Axis],
 def test_sums_are_those_of_all_windows(case: tuple[list[Axis], torch.Tensor, torch.Tensor]) -> None:
     axes, p, q = case
     ours, theirs = windows(p, axes), windows(q, axes)
+    places = p[(..., *(slice(size) for size in _places(p, axes)))]
+    at = places.transpose(0, 1).flatten(1)
     for wanted, found in (
-        (torch.tensordot(ours, theirs, ([-1], [-1])), summed([(p, q)], axes, same=False)),
-        (torch.tensordot(ours, ours, ([-1], [-1])), summed([(p, p)], axes, same=True)),
+        (torch.tensordot(ours, theirs, ([-1], [-1])), summed(WindowProducts(axes, same=False), p, q)),
+        (torch.tensordot(ours, ours, ([-1], [-1])), summed(WindowProducts(axes, same=True), p, p)),
+        (torch.tensordot(at, theirs, ([-1], [-1])), summed(TapProducts(axes), places, q)),
     ):
         torch.testing.assert_close(found, wanted)
-    some = summed(zip(torch.split(p, 1), torch.split(p, 1), strict=True), axes, same=True)
-    torch.testing.assert_close(some, summed([(p, p)], axes, same=True))
 
 
 LAYERS = [
@@ -69,7 +73,7 @@ LAYERS = [
 @pytest.mark.parametrize("far", [0.0, 1e3])
 def test_moments_are_those_of_patches(layer: Plain, far: float, monkeypatch: pytest.MonkeyPatch) -> None:
     """Those of two networks and of one, however far from zero, in chunks of one image."""
-    monkeypatch.setattr(moments_module, "_CHUNK_BYTES", 1)
+    monkeypatch.setattr(moments_module, "CHUNK_BYTES", 1)
     x = far + torch.randn(4, 3, *(7, 8, 6)[: len(layer.kernel_size)])
     z, shape = x + 0.3 * torch.randn_like(x), shape_of(layer)
     for one, other in ((x, z), (z, z)):

@@ -11,13 +11,13 @@ from dprp.converter import Form
 from dprp.converter.lowrank.decomposition import Factors, decompose
 from dprp.converter.lowrank.forms import factor_shapes, forms_for, full_rank, matricise, rebuild
 from dprp.converter.lowrank.layers import low_rank
-from dprp.converter.lowrank.moments import pair_moments
+from dprp.converter.lowrank.moments import answer_moments, pair_moments
 from dprp.converter.lowrank.reaching import in_windows, onto_windows, tap_by_tap, taps_of, through_first
 from dprp.converter.lowrank.regression import Split
 from dprp.converter.lowrank.shapes import LayerShape, Plain, shape_of
 from dprp.converter.lowrank.sweeping import refitted_weights, sweepable, swept, swept_weights
 
-from .test_refitting import LAYERS, an_input
+from .test_refitting import LAYERS, an_input, without_bias
 
 SPLITS = [form for form in Form if form is not Form.CHANNEL]
 
@@ -35,7 +35,7 @@ def _refitted(factors: Factors, layer: Plain, form: Form, moment: Tensor) -> Ten
 
 def _judged(layer: Plain, x: Tensor) -> Split:
     """The images judge themselves, so that what is found can only be better on them."""
-    moments = pair_moments(x, x, shape_of(layer), Form.CHANNEL)
+    moments = answer_moments(without_bias(layer, x), x, shape_of(layer))
     return Split(moments, moments, 0.5)
 
 
@@ -119,7 +119,7 @@ def test_other_images_decide() -> None:
     x = an_input(layer, 12)
     few = torch.zeros_like(x[:1])
     few[..., 4, 4] = torch.randn(8)
-    fitted, judged = (pair_moments(part, part, shape, Form.CHANNEL) for part in (few, x))
+    fitted, judged = (answer_moments(without_bias(layer, part), part, shape) for part in (few, x))
     factors = _started(layer, Form.SPATIAL, 4, x)
     moment = judged.second
     found = swept(factors, layer.weight, shape, Form.SPATIAL, Split(fitted, judged, 0.5), centred=False)
