@@ -19,7 +19,8 @@ from . import converter as _converter
 
 if TYPE_CHECKING:
     from .converter import *  # noqa: F403
-    from .converter.chain.in_memory import Compressed, compress, load
+    from .converter.chain.compressed import Compressed
+    from .converter.chain.in_memory import compress, load
 
     __version__: str
 
