@@ -32,7 +32,7 @@ class Enough(NamedTuple):
     samples: int
 
 
-TO_REFIT = Enough(32, 40)
+TO_REFIT = Enough(64, 80)
 
 
 def to_cut(images: int) -> Enough:
