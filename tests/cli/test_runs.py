@@ -122,7 +122,8 @@ def test_several_processes_are_one_command(small: Path, tmp_path: Path) -> None:
 
 def test_compress_goes_on_too(dprp: Dprp, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     usual = ("compress", "digits_cnn", "--checkpoint", DIGITS_WEIGHTS, "--data", "digits", "--budget", "macs=0.4")
-    more = ("--epochs", 2, "--headroom", 1.5, "--calibration-images", 200, "--device", "cpu", "--quiet")
+    planned = ("--calibration-images", 200, "--sensitivity", "mixed")
+    more = ("--epochs", 2, "--headroom", 1.5, *planned, "--device", "cpu", "--quiet")
     whole = dprp(*usual, *more, "-o", tmp_path / "whole", "--json").json()
     with monkeypatch.context() as patched:
         interrupted_at(patched, 13)
