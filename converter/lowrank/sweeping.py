@@ -207,14 +207,14 @@ class Sweeper:
             felt = (seen.reshape(groups, -1, columns) @ v.mT).reshape(groups, most, taps - tap, most)
             inner[:, :, tap, :, tap:] = felt.transpose(2, 3)
             inner[:, :, tap:, :, tap] = felt.transpose(1, 3)
-        lower = torch.linalg.cholesky(regularised(inner.reshape(groups, most * taps, -1), _TINY))
-        halfway = torch.linalg.solve_triangular(lower, through_first(target.cross, v).mT, upper=False)
-
-        def solved(size: int) -> Tensor:  # of lower ranks, the equations are the first ones
-            found: Tensor = torch.linalg.solve_triangular(lower[:, :size, :size].mT, halfway[:, :size], upper=True)
-            return found.mT
-
-        return [solved(rank * taps) for rank in ranks]
+        whole = regularised(inner.reshape(groups, most * taps, -1), _TINY)
+        aim, sizes = through_first(target.cross, v).mT, [rank * taps for rank in ranks]  # lower ranks: the first rows
+        lower, failed = torch.linalg.cholesky_ex(whole)
+        if bool(failed.any()):  # by rounding
+            return [torch.linalg.solve(whole[:, :size, :size], aim[:, :size]).mT for size in sizes]
+        halfway = torch.linalg.solve_triangular(lower, aim, upper=False)
+        roots = [(lower[:, :size, :size].mT, halfway[:, :size]) for size in sizes]
+        return [torch.linalg.solve_triangular(root, half, upper=True).mT for root, half in roots]
 
     def error(self, v: Tensor, target: Target, judge: Target) -> float:
         """Of a first factor with the second fitted on one target, on another; less what is the same for all."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -15,7 +16,7 @@ from dprp.converter.lowrank.moments import answer_moments, pair_moments
 from dprp.converter.lowrank.reaching import in_windows, onto_windows, tap_by_tap, taps_of, through_first
 from dprp.converter.lowrank.regression import Split
 from dprp.converter.lowrank.shapes import LayerShape, Plain, shape_of
-from dprp.converter.lowrank.sweeping import refitted_weights, sweepable, swept, swept_weights
+from dprp.converter.lowrank.sweeping import Sweeper, refitted_weights, sweepable, swept, swept_weights
 
 from .test_refitting import LAYERS, an_input, without_bias
 
@@ -150,6 +151,27 @@ def test_taps_lay_the_first_factor_on_whole_windows(layer: Plain, form: Form, ra
     torch.testing.assert_close(tap_by_tap(wanted, order, -1), whole)
     other = torch.randn_like(whole)
     torch.testing.assert_close((whole * other).sum(), (outer * through_first(other, v)).sum())
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("below_zero", [0, 16])
+def test_second_factors_of_all_ranks_solve_their_equations(below_zero: int) -> None:
+    """Also of a moment that is not positive definite, as rounding may leave it."""
+    layer = nn.Conv2d(4, 6, 3, padding=1)
+    shape, form = shape_of(layer), Form.SPATIAL
+    torch.manual_seed(0)
+    v = torch.randn(1, 5, 12, dtype=torch.float64)
+    basis, _ = torch.linalg.qr(torch.randn(36, 36, dtype=torch.float64))
+    values = torch.linspace(1, 2, 36, dtype=torch.float64)
+    values[:below_zero] *= -1
+    sweeper = Sweeper(layer.weight, shape, form, None)
+    target = sweeper.noiseless(basis * values @ basis.mT)
+    for rank in (2, 5):
+        (made,) = sweeper.made_of(v, target, [rank])
+        again = sweeper.made_of(v, target, [2, 5])[(2, 5).index(rank)]
+        torch.testing.assert_close(made, again)
+        left = through_first(made @ target.second - target.cross, v[:, :rank])
+        assert float(left.abs().max()) < 1e-6 * float(target.cross.abs().max())
 
 
 @torch.no_grad()
