@@ -56,10 +56,7 @@ def reestimate(model: nn.Module, dense: nn.Module, images: Samples, *, batch: in
         for way in _WAYS:
             between = [_between(*states, way) for states in zip(before, after, strict=True)]
             _put(norms, between)
-            found = apart()
-            if not found < best[0]:  # nor will it be farther on
-                break
-            best = (found, way, between)
+            best = min(best, (apart(), way, between), key=lambda tried: tried[0])
     finally:
         for norm, momentum in zip(norms, momenta, strict=True):
             norm.momentum = momentum
