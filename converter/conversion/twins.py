@@ -51,6 +51,20 @@ class Walk(NamedTuple):
         return sum(batch.images for batch in self.batches)
 
 
+class Seen(NamedTuple):
+    """What a batch, or some of it, brings to a layer.
+
+    Attributes:
+        x: what the dense layer reads.
+        y: what it gives for that.
+        z: what the replacement reads.
+    """
+
+    x: Tensor
+    y: Tensor
+    z: Tensor
+
+
 class Twin(nn.Module):
     """A dense layer for the first half of a batch and its replacement for the second: (..., 2N, ...) -> same.
 
@@ -80,7 +94,6 @@ class Twin(nn.Module):
         self._centred = normed or dense.bias is not None
         self._ridge = ridge
         self._on_layer = on_layer
-        self._autocast = False
 
     def __getattr__(self, name: str) -> Any:
         try:
@@ -98,14 +111,13 @@ class Twin(nn.Module):
             self._alone()
             return self.dense(input)  # type: ignore[no-any-return]
         x, z = input.chunk(2, self.axis)
+        wanted = self.dense(x)
         if self.made is None:
-            self._autocast = torch.is_autocast_enabled(z.device.type)
             with named(self.name, "fitting it"), torch.autocast(z.device.type, enabled=False):
-                made = self._fit(x, z)
+                made = self._fit(Seen(x, wanted, z))
                 if self._centred:
                     self._take_up_mean(made, x, z)
                 self.made = made
-        wanted = self.dense(x)
         answer = self.made(z).to(wanted.dtype)
         if self.shift is not None:
             answer = answer + self._along_channels(self.shift, answer)
@@ -115,12 +127,6 @@ class Twin(nn.Module):
     def _columns(self) -> int:
         """Values of a whole window."""
         return matrix_size(self._shape, Form.CHANNEL)[1]
-
-    def _wanted(self, x: Tensor) -> Tensor:
-        """What the dense layer gives, in the precision that the network runs in."""
-        with torch.autocast(x.device.type, enabled=self._autocast):
-            wanted: Tensor = self.dense(x)
-        return wanted
 
     def _is_whole(self, input: Tensor) -> bool:
         """Whether an input has a block for each image along the axis, twice."""
@@ -145,7 +151,7 @@ class Twin(nn.Module):
     def _alone(self) -> None:
         """Makes the replacement without images, if there is to be one."""
 
-    def _fit(self, x: Tensor, z: Tensor) -> LowRank | Plain:
+    def _fit(self, seen: Seen) -> LowRank | Plain:
         """The replacement, but for the mean; the same one for all batches."""
         raise NotImplementedError
 
@@ -164,21 +170,22 @@ class Twin(nn.Module):
             centred=self._centred,
         )
 
-    def _thinned(self, x: Tensor, z: Tensor, enough: Enough) -> tuple[Tensor, Tensor]:
-        """Of a batch, so much as has to be seen of whole windows."""
+    def _thinned(self, seen: Seen, enough: Enough) -> Seen:
+        """So much of a batch as has to be seen of whole windows."""
         assert self.axis is not None
-        places = self._wanted(x[:1])[:1].numel() // self._shape.outputs if self.axis == 0 else 1
+        places = seen.y[:1].numel() // self._shape.outputs if self.axis == 0 else 1
         wanted = max(enough.images, enough.samples * self._columns // max(1, places))
-        return thinned(x, z, self.axis, self._walk.here, self._walk.images, wanted)
+        return Seen(*thinned(seen, self.axis, self._walk.here, self._walk.images, wanted))
 
-    def _moments(self, x: Tensor, z: Tensor, form: Form = Form.CHANNEL) -> PartOrNone:
-        """Of x and z in a form, if there are some; of what the layer gives instead of x where windows are whole."""
+    def _moments(self, seen: Seen, form: Form = Form.CHANNEL) -> PartOrNone:
+        """Of x and z in a form, if there are some; of y instead of x where windows are whole."""
         assert self.axis is not None
+        x, y, z = seen
         shape, (count, judges) = self._shape, (z.shape[self.axis], self._walk.here.judges)
         if count == 0:
             return None, count, judges
         if form is Form.CHANNEL and shape.outputs // shape.groups < self._columns:
-            return answer_moments(self._wanted(x), z, shape), count, judges
+            return answer_moments(y, z, shape), count, judges
         moments = pair_moments(x, z, shape, form)
         if form is Form.CHANNEL:  # wide answers would take longer
             moments = moments.through(matricise(self.dense.weight, shape, form).double())
@@ -230,16 +237,16 @@ class Cut(Twin):
     def _plain_cut(self) -> Factors:
         return decompose(matricise(self.dense.weight, self._shape, self._form).double(), self._rank)
 
-    def _fit(self, x: Tensor, z: Tensor) -> LowRank:
+    def _fit(self, seen: Seen) -> LowRank:
         shape, form = self._shape, self._form
         if matrix_size(shape, form)[1] > LARGEST_MOMENT:
             return self._meet("its weight", None, lambda _: self._told(self._plain_cut()))  # type: ignore[no-any-return]
         if sweepable(shape, form):
-            x, z = self._thinned(x, z, to_cut(self._walk.images))
-        factors, power = self._pool("its first factor", self._moments(x, z, form), self._first)
+            seen = self._thinned(seen, to_cut(self._walk.images))
+        factors, power = self._pool("its first factor", self._moments(seen, form), self._first)
         if sweepable(shape, form):
-            factors = self._pool("its whole windows", self._moments(x, z), functools.partial(self._swept, factors))
-        between = self._between(factors, x, z)
+            factors = self._pool("its whole windows", self._moments(seen), functools.partial(self._swept, factors))
+        between = self._between(factors, seen)
         made: LowRank = self._pool("its second factor", between, lambda parts: self._second(factors, power, parts))
         return made
 
@@ -254,12 +261,12 @@ class Cut(Twin):
         split, weight, metric = Split.of(parts), self.dense.weight, self._metric
         return swept(factors, weight, self._shape, self._form, split, centred=self._centred, metric=metric)
 
-    def _between(self, factors: Factors, x: Tensor, z: Tensor) -> PartOrNone:
+    def _between(self, factors: Factors, seen: Seen) -> PartOrNone:
         """Moments of what the layer gives and of what the second factor reads, where that sees windows."""
         shape, form, judges = self._shape, self._form, self._walk.here.judges
-        if shape.linear or form is Form.CHANNEL or not len(z):
+        if shape.linear or form is Form.CHANNEL or not len(seen.z):
             return None, 0, judges
-        return second_moments(factors, shape, form, z, self._wanted(x)), len(z), judges
+        return second_moments(factors, shape, form, seen.z, seen.y), len(seen.z), judges
 
     def _second(self, factors: Factors, power: float, parts: list[Part]) -> LowRank:
         if parts:
@@ -285,11 +292,11 @@ class Refit(Twin):
         assert self.axis is not None
         return not torch.equal(*input.chunk(2, self.axis))
 
-    def _fit(self, x: Tensor, z: Tensor) -> Plain:
+    def _fit(self, seen: Seen) -> Plain:
         if matrix_size(self._shape, Form.CHANNEL)[1] > LARGEST_MOMENT:
             return self._meet("its weight", None, lambda _: copy.deepcopy(self.dense))  # type: ignore[no-any-return]
-        x, z = self._thinned(x, z, TO_REFIT)
-        return self._pool("its input's moments", self._moments(x, z), self._refitted)  # type: ignore[no-any-return]
+        part = self._moments(self._thinned(seen, TO_REFIT))
+        return self._pool("its input's moments", part, self._refitted)  # type: ignore[no-any-return]
 
     def _refitted(self, parts: list[Part]) -> Plain:
         whole, _ = self._nearest_map(parts, Form.CHANNEL)

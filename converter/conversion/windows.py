@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from torch import Tensor
@@ -40,17 +41,17 @@ def to_cut(images: int) -> Enough:
     return Enough(max(32, min(128, images // 4)), 160)
 
 
-def thinned(x: Tensor, z: Tensor, axis: int, here: Batch, images: int, wanted: int) -> tuple[Tensor, Tensor]:
+def thinned(parts: Sequence[Tensor], axis: int, here: Batch, images: int, wanted: int) -> Sequence[Tensor]:
     """Some of a batch's blocks, evenly spread, so many that of all batches enough are taken.
 
     Args:
-        x, z: tensors with images along `axis`, alike.
+        parts: tensors with images along `axis`, as many blocks in each.
         axis: 0 for a convolution.
         here: the batch.
         images: in all batches.
         wanted: blocks of all batches; where they have less, all are taken.
     """
-    blocks = z.shape[axis] // here.images
+    blocks = parts[0].shape[axis] // here.images
     every = max(1, images * blocks // wanted)
     some: Any = (*[slice(None)] * axis, slice(-here.start * blocks % every, None, every))
-    return (x, z) if every == 1 else (x[some], z[some])
+    return parts if every == 1 else [part[some] for part in parts]

@@ -11,7 +11,6 @@ data.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 
 import torch
 from torch import Tensor
@@ -19,8 +18,7 @@ from torch import Tensor
 from .decomposition import Factors, regularised, solve_positive, true_svd
 from .forms import Form, factor_shapes, matricise, rebuild
 from .layers import convolve
-from .moments import LARGEST_MOMENT, PairMoments, moments_of
-from .patches import CHUNK_BYTES, answered_patches
+from .moments import LARGEST_MOMENT, PairMoments, answer_moments
 from .reaching import tap_by_tap, taps_of, through_first
 from .regression import Split, fit_on
 from .shapes import LayerShape
@@ -50,7 +48,7 @@ def second_moments(factors: Factors, shape: LayerShape, form: Form, z: Tensor, w
     if form is Form.CHANNEL or factors.rank * math.prod(second.kernel) > LARGEST_MOMENT:
         return None
     kernel = rebuild(factors.v, first, Form.CHANNEL).float()
-    return moments_of(_parts(z, wanted, kernel, first, second))
+    return answer_moments(wanted, convolve(z.float(), kernel, None, first), second)
 
 
 @torch.no_grad()
@@ -95,12 +93,3 @@ def refit_second(
     after, _ = fit_on(split, solved, centred=centred)
     outer = rebuild(after, second, Form.CHANNEL)
     return true_svd(matricise(outer, second, Form.POINTWISE), factors.v)
-
-
-def _parts(
-    z: Tensor, wanted: Tensor, kernel: Tensor, first: LayerShape, second: LayerShape
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """What is wanted, and what the second factor multiplies, some images at a time."""
-    images = max(1, CHUNK_BYTES // (4 * max(1, wanted[:1].numel())))
-    for given, answer in zip(torch.split(z, images), torch.split(wanted, images), strict=True):
-        yield from answered_patches(answer, convolve(given.float(), kernel, None, first), second)
