@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from ..lowrank.shapes import Plain, shape_of
 from .inputs import Samples
 from .probe import layer_input
-from .running import class_axis, run, scores_in, tensors_in
+from .running import class_axis, run, scores_in
 
 TEMPERATURE = 4.0
 """By which scores are divided; divergences are given times its square, so that they compare with those at 1."""
@@ -50,27 +50,34 @@ class Call:
 def answer_slopes(
     model: nn.Module, modules: Mapping[str, nn.Module], images: Samples, generator: torch.Generator
 ) -> tuple[dict[str, list[Call]], int]:
-    """What each layer read and the gradient of what it gave; and how many answers there were."""
-    calls: dict[str, list[Call]] = {name: [] for name in modules}
+    """What each layer read and the gradient of what it gave; and how many answers there were.
 
-    def record(name: str) -> Callable[..., None]:
-        def hook(module: nn.Module, inputs: tuple[Any, ...], keywords: dict[str, Any], output: Any) -> None:
+    Gradients go back to the first of these layers, not to the images.
+    """
+    calls: dict[str, list[Call]] = {name: [] for name in modules}
+    tracked: list[Tensor] = []
+
+    def record(name: str) -> Callable[..., Tensor | None]:
+        def hook(module: nn.Module, inputs: tuple[Any, ...], keywords: dict[str, Any], output: Any) -> Tensor | None:
             given = layer_input(inputs, keywords)
             if given is None or not isinstance(output, Tensor):
-                return
+                return None
             call = Call(given.detach(), given._version, float(centred(output.detach(), module).square().sum()))
-            if output.requires_grad:
-                output.register_hook(call.gradients.append)  # type: ignore[no-untyped-call]
             calls[name].append(call)
+            followed: Tensor = output
+            if torch.is_grad_enabled() and not output.requires_grad:
+                tracked.append(output.detach().requires_grad_())
+                followed = tracked[-1].clone()  # the network may write to it
+            if followed.requires_grad:
+                followed.register_hook(call.gradients.append)  # type: ignore[no-untyped-call]
+            return followed
 
         return hook
 
     handles = [module.register_forward_hook(record(name), with_kwargs=True) for name, module in modules.items()]
     try:
         with torch.enable_grad():
-            given = images.clone()
-            tracked = [tensor.requires_grad_() for tensor in tensors_in(given) if tensor.is_floating_point()]
-            scores = scores_in(run(model, given.clone())).float()  # a network may write to its input
+            scores = scores_in(run(model, images.clone())).float()  # a network may write to its input
             scores = scores.movedim(class_axis(scores), -1)
             shares = (scores.detach() / TEMPERATURE).softmax(-1)
             noise = torch.randn(shares.shape, generator=generator, device=shares.device) * shares.sqrt()

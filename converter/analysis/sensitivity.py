@@ -22,7 +22,7 @@ from ..lowrank.decomposition import best_pair
 from ..lowrank.forms import Form, forms_for, matricise, matrix_size, rebuild
 from ..lowrank.moments import LARGEST_MOMENT, PairMoments, pair_moments
 from ..lowrank.shapes import LayerShape
-from ..lowrank.sweeping import swept_weights
+from ..lowrank.sweeping import Target, swept_weights
 from .answer_changes import answer_changes
 from .batch_axis import batch_axes
 from .calibration import RIDGE, Calibration, Energies, takes_up_means
@@ -222,11 +222,13 @@ def _curves(
         assert weight is not None
         seen = {form: moments.pop((layer.name, form)) for form in _tried(layer) if (layer.name, form) in moments}
         windows = {form: (m.centred() if layer.name in centred else m).ridged(RIDGE) for form, m in seen.items()}
+        whole = windows.get(Form.CHANNEL)
+        target = None if whole is None or len(windows) == 1 else Target.of_layer(weight, shape, whole)
         for form, window in windows.items():
             most = break_even_rank(shape, form)
             ranks = sorted({max(1, round(most * part / _POINTS)) for part in range(1, _POINTS + 1)})
             with named(layer.name, "measuring its sensitivity"):
-                fits = _fits(weight, shape, form, ranks, window, windows.get(Form.CHANNEL), metrics.get(layer.name))
+                fits = _fits(weight, shape, form, ranks, window, target, metrics.get(layer.name))
             tries.setdefault(layer.name, []).extend((form, rank) for rank in ranks)
             changes.setdefault(layer.name, []).extend(fit - weight for fit in fits)
     kept = sum(bytes_kept(_shape(layer)) for layer in layers)
@@ -247,15 +249,21 @@ def _fits(
     form: Form,
     ranks: list[int],
     moment: Tensor,
-    whole: Tensor | None,
+    target: Target | None,
     metric: Tensor | None,
 ) -> list[Tensor]:
-    """The weight cut to each rank, both factors fitted to the whole window where its moment is known."""
+    """The weight cut to each rank, both factors fitted to the whole window where its moment is known.
+
+    Args:
+        weight, shape, form, ranks, metric: of the layer.
+        moment: of what the first factor sees.
+        target: of whole windows.
+    """
     left, right = best_pair(matricise(weight, shape, form), max(ranks), moment, metric)
-    if form is Form.CHANNEL or whole is None:
+    if form is Form.CHANNEL or target is None:
         cuts = [rebuild(left[..., :rank] @ right[..., :rank, :], shape, form) for rank in ranks]
     else:
-        cuts = swept_weights(right, ranks, weight, shape, form, whole, metric)
+        cuts = swept_weights(right, ranks, weight, shape, form, target, metric)
     return [cut.reshape(weight.shape).to(weight.dtype) for cut in cuts]
 
 

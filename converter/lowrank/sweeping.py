@@ -90,7 +90,7 @@ def swept_weights(
     weight: Tensor,
     shape: LayerShape,
     form: Form,
-    moment: Tensor,
+    target: Target,
     metric: Tensor | None = None,
 ) -> list[Tensor]:
     """The weights of some ranks that one sweep ends at; of a window too large for it, see `refitted_weights`.
@@ -100,16 +100,16 @@ def swept_weights(
         ranks: at most r.
         weight: of `shape.weight`, the dense layer's.
         shape, form: of a convolution, in any form but `channel`.
-        moment: second moment of whole windows, positive definite.
+        target: `Target.of_layer`, of a positive definite second moment.
         metric: as for `swept`.
 
     Returns:
         Of `shape.weight`, float64.
     """
     if not sweepable(shape, form):
-        return refitted_weights(v, ranks, weight, shape, form, moment)
+        return refitted_weights(v, ranks, weight, shape, form, target)
     sweeper = Sweeper(weight, shape, form, metric)
-    target = sweeper.noiseless(moment)
+    target = sweeper.tap_by_tap(target)
     whole = v.double().reshape(shape.groups, -1, v.shape[-1])
     firsts = [sweeper.swept(whole[:, :rank], target, sweeps=1) for rank in ranks]
     return [rebuild(sweeper.whole(sweeper.made(first, target)), shape, Form.CHANNEL) for first in firsts]
@@ -117,20 +117,20 @@ def swept_weights(
 
 @torch.no_grad()
 def refitted_weights(
-    v: Tensor, ranks: Sequence[int], weight: Tensor, shape: LayerShape, form: Form, moment: Tensor
+    v: Tensor, ranks: Sequence[int], weight: Tensor, shape: LayerShape, form: Form, target: Target
 ) -> list[Tensor]:
     """The weights nearest to a layer's own, in closed form, whose first factors are given; see `swept_weights`.
 
-    What `refit_second` finds on the data that the moment is of.
+    What `refit_second` finds on the data that the target is of.
     """
     sweeper = Sweeper(weight, shape, form, None)
     first = v.double().reshape(shape.groups, -1, v.shape[-1])
-    made = sweeper.made_of(first, sweeper.noiseless(moment), ranks)
+    made = sweeper.made_of(first, sweeper.tap_by_tap(target), ranks)
     return [rebuild(sweeper.whole(one), shape, Form.CHANNEL) for one in made]
 
 
 class Target(NamedTuple):
-    """What a weight on whole windows is fitted to: z the input, tap by tap, y the dense layer's output.
+    """What a weight on whole windows z is fitted to, y being the dense layer's output.
 
     Attributes:
         second: E[z z^T] (groups, columns, columns).
@@ -140,6 +140,12 @@ class Target(NamedTuple):
     second: Tensor
     cross: Tensor
 
+    @classmethod
+    def of_layer(cls, weight: Tensor, shape: LayerShape, moment: Tensor) -> Target:
+        """Of a second moment of whole windows, the input being the same in both networks."""
+        second = moment.reshape(shape.groups, *moment.shape[-2:])
+        return cls(second, _windows_matrix(weight, shape) @ second)
+
 
 class Sweeper:
     """Least squares for the factors of one layer in one form.
@@ -148,8 +154,7 @@ class Sweeper:
     """
 
     def __init__(self, weight: Tensor, shape: LayerShape, form: Form, metric: Tensor | None) -> None:
-        matrix = matricise(weight.double(), shape, Form.CHANNEL)
-        self._matrix = matrix.reshape(shape.groups, *matrix.shape[-2:])
+        self._matrix = _windows_matrix(weight, shape)
         self._order = taps_of(shape, form)
         self._metric = metric
 
@@ -159,26 +164,20 @@ class Sweeper:
 
     def target(self, moments: PairMoments, noise: float) -> Target:
         """Of moments of whole windows and of what the layer shall give, with noise in both networks' inputs."""
-        second, cross = self._grouped(moments.second), self._grouped(moments.cross)
+        groups = len(self._matrix)
+        second, cross = (part.reshape(groups, *part.shape[-2:]) for part in (moments.second, moments.cross))
         amount = noise * second.diagonal(dim1=-2, dim2=-1).mean(-1, keepdim=True)
-        target = self._tap_by_tap(second, cross + amount.unsqueeze(-1) * self._matrix)
+        target = self.tap_by_tap(Target(second, cross + amount.unsqueeze(-1) * self._matrix))
         target.second.diagonal(dim1=-2, dim2=-1).add_(amount)
         return target
-
-    def noiseless(self, moment: Tensor) -> Target:
-        """Of a second moment of whole windows, the input being the same in both networks."""
-        second = self._grouped(moment)
-        return self._tap_by_tap(second, self._matrix @ second)
 
     def whole(self, weight: Tensor) -> Tensor:
         """A weight in the order of whole windows."""
         return in_windows(weight, self._order)
 
-    def _grouped(self, moment: Tensor) -> Tensor:
-        return moment.reshape(len(self._matrix), *moment.shape[-2:])
-
-    def _tap_by_tap(self, second: Tensor, cross: Tensor) -> Target:
-        return Target(tap_by_tap(second, self._order, -2, -1), tap_by_tap(cross, self._order, -1))
+    def tap_by_tap(self, target: Target) -> Target:
+        """A target in the order of whole windows, in this one's."""
+        return Target(tap_by_tap(target.second, self._order, -2, -1), tap_by_tap(target.cross, self._order, -1))
 
     def swept(self, v: Tensor, target: Target, sweeps: int = _SWEEPS) -> Tensor:
         """The first factor after a few sweeps."""
@@ -264,3 +263,9 @@ class Sweeper:
 
     def _felt(self, output: Tensor) -> Tensor:
         return output if self._metric is None else self._metric.to(output) @ output
+
+
+def _windows_matrix(weight: Tensor, shape: LayerShape) -> Tensor:
+    """(groups, outputs / groups, columns) float64, for whole windows."""
+    matrix = matricise(weight.double(), shape, Form.CHANNEL)
+    return matrix.reshape(shape.groups, *matrix.shape[-2:])

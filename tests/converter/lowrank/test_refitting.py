@@ -16,17 +16,25 @@ from dprp.converter.lowrank.moments import pair_moments
 from dprp.converter.lowrank.refitting import refit_second, second_moments
 from dprp.converter.lowrank.regression import Split, nearest_map
 from dprp.converter.lowrank.shapes import Plain, shape_of
-from dprp.converter.lowrank.sweeping import refitted_weights
+from dprp.converter.lowrank.sweeping import Target, refitted_weights
 
-LAYERS = [
-    nn.Conv2d(4, 6, 3, padding=1),
-    nn.Conv2d(4, 8, 3, padding=1, stride=2, groups=2),
-    nn.Conv2d(4, 6, (3, 2), dilation=(1, 2), padding_mode="circular", padding="same"),
-    nn.Conv2d(6, 6, 3, padding=1, groups=6),
-    nn.Conv3d(3, 4, (3, 2, 3), padding=(1, 0, 1)),
-    nn.ConvTranspose2d(4, 6, 3, stride=2, padding=1, output_padding=1),
-    nn.ConvTranspose2d(4, 6, (4, 3), groups=2),
-]
+
+def _layers() -> list[Plain]:
+    """The same ones, whatever drew random numbers before."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return [
+            nn.Conv2d(4, 6, 3, padding=1),
+            nn.Conv2d(4, 8, 3, padding=1, stride=2, groups=2),
+            nn.Conv2d(4, 6, (3, 2), dilation=(1, 2), padding_mode="circular", padding="same"),
+            nn.Conv2d(6, 6, 3, padding=1, groups=6),
+            nn.Conv3d(3, 4, (3, 2, 3), padding=(1, 0, 1)),
+            nn.ConvTranspose2d(4, 6, 3, stride=2, padding=1, output_padding=1),
+            nn.ConvTranspose2d(4, 6, (4, 3), groups=2),
+        ]
+
+
+LAYERS = _layers()
 
 
 def an_input(layer: Plain, images: int) -> Tensor:
@@ -118,8 +126,8 @@ def test_in_closed_form_it_is_what_data_gives(layer: Plain, form: Form) -> None:
     factors = decompose(matrix, min(2, *matrix.shape[-2:]), pair_moments(x, x, shape, form).ridged(1e-6))
     clean = without_bias(layer, x)
     fitted_on_data = _refitted(factors, layer, form, x, clean, 1e-5)
-    whole = pair_moments(x, x, shape, Form.CHANNEL).ridged(1e-9)
-    ours = refitted_weights(factors.v, [factors.rank], layer.weight, shape, form, whole)[0].float()
+    target = Target.of_layer(layer.weight, shape, pair_moments(x, x, shape, Form.CHANNEL).ridged(1e-9))
+    ours = refitted_weights(factors.v, [factors.rank], layer.weight, shape, form, target)[0].float()
     theirs = rebuild(fitted_on_data.product(), shape, form).float()
 
     def error(weight: Tensor) -> float:

@@ -16,7 +16,7 @@ from dprp.converter.lowrank.moments import answer_moments, pair_moments
 from dprp.converter.lowrank.reaching import in_windows, onto_windows, tap_by_tap, taps_of, through_first
 from dprp.converter.lowrank.regression import Split
 from dprp.converter.lowrank.shapes import LayerShape, Plain, shape_of
-from dprp.converter.lowrank.sweeping import Sweeper, refitted_weights, sweepable, swept, swept_weights
+from dprp.converter.lowrank.sweeping import Sweeper, Target, refitted_weights, sweepable, swept, swept_weights
 
 from .test_refitting import LAYERS, an_input, without_bias
 
@@ -31,7 +31,9 @@ def _started(layer: Plain, form: Form, rank: int, x: Tensor) -> Factors:
 
 def _refitted(factors: Factors, layer: Plain, form: Form, moment: Tensor) -> Tensor:
     """With the second factor that is best for the first, what sweeps begin with."""
-    return refitted_weights(factors.v, [factors.rank], layer.weight, shape_of(layer), form, moment)[0]
+    shape = shape_of(layer)
+    target = Target.of_layer(layer.weight, shape, moment)
+    return refitted_weights(factors.v, [factors.rank], layer.weight, shape, form, target)[0]
 
 
 def _judged(layer: Plain, x: Tensor) -> Split:
@@ -103,7 +105,8 @@ def test_in_closed_form_it_is_what_plans_foretell() -> None:
     split = _judged(layer, x)
     moment = split.fitted.second
     moment = moment + 1e-2 * moment.diagonal().mean() * torch.eye(len(moment))
-    foretold = swept_weights(factors.v, [factors.rank], layer.weight, shape, Form.SPATIAL, moment)[0]
+    target = Target.of_layer(layer.weight, shape, moment)
+    foretold = swept_weights(factors.v, [factors.rank], layer.weight, shape, Form.SPATIAL, target)[0]
     found = swept(factors, layer.weight, shape, Form.SPATIAL, split, centred=False)
     true, said = _error(layer, _weight(found, shape, Form.SPATIAL), x), _error(layer, foretold, x)
     before = _error(layer, _refitted(factors, layer, Form.SPATIAL, moment), x)
@@ -165,7 +168,7 @@ def test_second_factors_of_all_ranks_solve_their_equations(below_zero: int) -> N
     values = torch.linspace(1, 2, 36, dtype=torch.float64)
     values[:below_zero] *= -1
     sweeper = Sweeper(layer.weight, shape, form, None)
-    target = sweeper.noiseless(basis * values @ basis.mT)
+    target = sweeper.tap_by_tap(Target.of_layer(layer.weight, shape, basis * values @ basis.mT))
     for rank in (2, 5):
         (made,) = sweeper.made_of(v, target, [rank])
         again = sweeper.made_of(v, target, [2, 5])[(2, 5).index(rank)]
