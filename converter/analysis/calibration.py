@@ -38,8 +38,11 @@ RIDGE = 1e-4
 _PLANNING_IMAGES = 128
 """Errors for planning are means over this many images at most: they settle long before that."""
 
-_FEELING_IMAGES = 256
-"""Images at most whose answers say what they feel of each output: one sample each, where maps have thousands."""
+_FEWEST_FEELING, _MOST_FEELING = 64, 256
+"""Images whose answers say what they feel of each output: one sample each, where maps have thousands."""
+
+_FEELING_MACS = 6e11
+"""Multiply-adds to spend on these: about 6 s on two cores."""
 
 
 @dataclass(frozen=True)
@@ -100,7 +103,7 @@ def calibrate(
     modules = dict(model.named_modules())
     axes = batch_axes(model, wanted, sample)
     centred = takes_up_means(model, wanted, sample)
-    felt_by = sample[:_FEELING_IMAGES]
+    felt_by = sample[: _images_to_feel(layers.macs)]
     metrics = output_metrics(
         model, {name: layer.shape for name, layer in wanted.items() if layer.shape}, felt_by, axes
     )
@@ -142,6 +145,11 @@ def takes_up_means(model: nn.Module, names: Iterable[str], images: Samples) -> s
     """Which of these layers can lose the mean of their output without loss: those with a bias, or a norm behind."""
     behind = {pair.layer for pair in norm_pairs(model, [images[:2]])}
     return {name for name in names if name in behind or model.get_submodule(name).bias is not None}
+
+
+def _images_to_feel(macs: int) -> int:
+    """As many as the time allows, a pass forward and back being three."""
+    return max(_FEWEST_FEELING, min(_MOST_FEELING, int(_FEELING_MACS / max(1, 3 * macs))))
 
 
 def _gather(batches: Samples | Iterable[Example], images: int) -> Any:

@@ -21,6 +21,7 @@ from ..lowrank.costs import break_even_rank
 from ..lowrank.decomposition import best_pair
 from ..lowrank.forms import Form, forms_for, matricise, matrix_size, rebuild
 from ..lowrank.moments import LARGEST_MOMENT, PairMoments, pair_moments
+from ..lowrank.reaching import first_moments
 from ..lowrank.shapes import LayerShape
 from ..lowrank.sweeping import Target, swept_weights
 from .answer_changes import answer_changes
@@ -289,9 +290,9 @@ def _moments(model: nn.Module, layers: list[Layer], images: Samples) -> dict[tup
             if given is None:
                 return
             seen += 1
-            for form in _tried(layer):
-                found = pair_moments(given, given, _shape(layer), form)
-                means[layer.name, form] = means.get((layer.name, form), found).pooled(found, 1 / seen)
+            for form, found in _of_forms(given, _shape(layer), _tried(layer)):
+                key = (layer.name, form)
+                means[key] = found if seen == 1 else means[key].pooled(found, 1 / seen)
 
         return hook
 
@@ -307,6 +308,14 @@ def _moments(model: nn.Module, layers: list[Layer], images: Samples) -> dict[tup
         for handle in handles:
             handle.remove()
     return means
+
+
+def _of_forms(x: Tensor, shape: LayerShape, forms: list[Form]) -> Iterator[tuple[Form, PairMoments]]:
+    """Moments of what each form's first factor sees; parts of those of whole windows, where they are known."""
+    whole = pair_moments(x, x, shape, Form.CHANNEL) if Form.CHANNEL in forms else None
+    for form in forms:
+        found = None if whole is None else first_moments(whole, shape, form)
+        yield form, pair_moments(x, x, shape, form) if found is None else found
 
 
 def _read(curve: _Curve, lost: np.ndarray[Any, np.dtype[np.float64]]) -> Any:

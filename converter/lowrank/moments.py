@@ -52,9 +52,11 @@ class PairMoments(NamedTuple):
     def centred(self) -> PairMoments:
         """Covariances: what counts where a bias, or the norm behind the layer, takes up its mean."""
         rows = self.mean_z.unsqueeze(-2)
+        second = torch.addcmul(self.second, self.mean_z.unsqueeze(-1), rows, value=-1)
+        if self.cross is self.second:  # of one network
+            return self._replace(cross=second, second=second)
         return self._replace(
-            cross=torch.addcmul(self.cross, self.mean_x.unsqueeze(-1), rows, value=-1),
-            second=torch.addcmul(self.second, self.mean_z.unsqueeze(-1), rows, value=-1),
+            cross=torch.addcmul(self.cross, self.mean_x.unsqueeze(-1), rows, value=-1), second=second
         )
 
     def pooled(self, other: PairMoments, part: float) -> PairMoments:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from .forms import Form, factor_shapes
+from .moments import PairMoments
 from .shapes import LayerShape
 
 
@@ -31,6 +32,36 @@ def taps_of(shape: LayerShape, form: Form) -> Tensor:
         there: Any = (slice(None), *(slice(at, at + size) for at, size in zip(tap, first.kernel, strict=True)))
         taps.append(columns[there].flatten())
     return torch.stack(taps)
+
+
+def first_moments(whole: PairMoments, shape: LayerShape, form: Form) -> PairMoments | None:
+    """What `pair_moments` finds for a form, as a part of what it finds for whole windows.
+
+    Args:
+        whole: of one network.
+        shape, form: of the layer.
+
+    Returns:
+        None where no tap lays the first factor on just what it sees: on the axes that it does not take each pixel
+        once, and no padding. The middle tap of windows that are padded to the map's size does.
+    """
+    if form is Form.CHANNEL:
+        return whole
+    if shape.linear or shape.transposed:
+        return None
+    _, second = factor_shapes(shape, form, 1)
+    place = 0
+    for taps, stride, dilation, padding in zip(
+        second.kernel, second.stride, second.dilation, second.padding, strict=True
+    ):
+        tap, off = divmod(padding[0], dilation)
+        if off or tap >= taps or stride != 1 or sum(padding) != dilation * (taps - 1):
+            return None
+        place = place * taps + tap
+    columns = taps_of(shape, form)[place].to(whole.second.device)
+    moment, mean = (part.index_select(-1, columns) for part in (whole.second, whole.mean_z))
+    moment = moment.index_select(-2, columns)
+    return PairMoments(moment, moment, mean, mean)
 
 
 def tap_by_tap(part: Tensor, taps: Tensor, *axes: int) -> Tensor:

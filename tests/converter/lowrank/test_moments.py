@@ -13,6 +13,7 @@ from dprp.converter.lowrank import patches as patches_module
 from dprp.converter.lowrank.forms import factor_shapes, matricise
 from dprp.converter.lowrank.moments import answer_moments, pair_moments
 from dprp.converter.lowrank.patches import patches
+from dprp.converter.lowrank.reaching import first_moments
 from dprp.converter.lowrank.shapes import Plain, shape_of
 
 LAYERS = [
@@ -126,3 +127,18 @@ def test_unfold_is_torchs() -> None:
     (ours,) = patches(x, shape)
     theirs = F.unfold(x, (2, 3), padding=1, stride=(1, 2)).transpose(0, 1).reshape(1, 18, -1)
     assert torch.equal(ours, theirs)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("layer", LAYERS, ids=str)
+@pytest.mark.parametrize("form", list(Form))
+def test_what_the_first_factor_sees_is_a_part_of_whole_windows(layer: Plain, form: Form) -> None:
+    shape = shape_of(layer)
+    x = an_input(layer, 5)
+    part = first_moments(pair_moments(x, x, shape, Form.CHANNEL), shape, form)
+    if part is None:
+        strides, same = factor_shapes(shape, form, 1)[1].stride, layer(x).shape[2:] == x.shape[2:]
+        assert shape.transposed or max(strides) > 1 or not same
+        return
+    for ours, theirs in zip(part, pair_moments(x, x, shape, form), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
