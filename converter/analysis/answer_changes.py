@@ -18,6 +18,7 @@ from ..lowrank.shapes import Plain, shape_of
 from .answer_slopes import TEMPERATURE, Call, answer_slopes, centred, images_with_slopes, usable
 from .inputs import Samples
 from .probe import evaluating
+from .window_changes import window_changes, windows_pay
 
 
 @dataclass(frozen=True)
@@ -58,8 +59,7 @@ def answer_changes(
         not carry the images one beside the other.
     """
     modules = {name: model.get_submodule(name) for name in changes}
-    squares = {name: [0.0] * len(of_layer) for name, of_layer in changes.items()}
-    lost = {name: [0.0] * len(of_layer) for name, of_layer in changes.items()}
+    squares, lost = ({name: torch.zeros(len(some)).double() for name, some in changes.items()} for _ in range(2))
     variation = dict.fromkeys(changes, 0.0)
     unknown = {name for name in changes if axes.get(name) is None}
     generator = torch.Generator(images.device).manual_seed(0)
@@ -77,30 +77,36 @@ def answer_changes(
                     unknown.add(name)
                     continue
                 variation[name] += sum(call.variation for call in calls[name])
-                for place, change in enumerate(changes[name]):
-                    slopes = torch.zeros(len(part), dtype=torch.float64, device=images.device)
-                    for call in calls[name]:
-                        moved = _moved(module, change, call)
-                        lost[name][place] += float(moved.square().sum())
-                        slope = (moved * call.gradients[0]).movedim(axis, 0).reshape(len(part), -1).sum(1)
-                        slopes += slope.double()
-                    squares[name][place] += float(slopes.square().sum())
+                found = [_changed(module, changes[name], call, axis, len(part)) for call in calls[name]]
+                lost[name] += sum(gone for gone, _ in found)
+                squares[name] += torch.stack([slopes for _, slopes in found]).sum(0).square().sum(1)
     scale = 0.5 * TEMPERATURE**2 / max(1, answers)
     return {
         name: [
             Effect(scale * square, gone / max(1e-300, variation[name]))
-            for square, gone in zip(squares[name], lost[name], strict=True)
+            for square, gone in zip(squares[name].tolist(), lost[name].tolist(), strict=True)
         ]
         for name in changes
         if name not in unknown
     }
 
 
-def _moved(module: nn.Module, change: Tensor, call: Call) -> Tensor:
-    """Change of the output, less its mean; in the weight's precision, whatever the network runs in."""
-    given = call.given.to(change.dtype)
+def _changed(
+    module: nn.Module, changes: Sequence[Tensor], call: Call, axis: int, images: int
+) -> tuple[Tensor, Tensor]:
+    """For each change, float64: the output's squared change, and the answers' slope along it (changes, images).
+
+    In the weight's precision, whatever the network runs in.
+    """
+    assert isinstance(module, Plain)
+    shape, given, (slopes,) = shape_of(module), call.given.to(changes[0].dtype), call.gradients
     with torch.autocast(given.device.type, enabled=False):
-        assert isinstance(module, Plain)
-        shape = shape_of(module)
-        moved = F.linear(given, change) if shape.linear else convolve(given, change, None, shape)
-        return centred(moved, module)
+        if windows_pay(shape, slopes.numel() // shape.outputs, len(changes)):
+            lost, along = window_changes(changes, given, slopes, shape)
+            return lost.cpu(), along.reshape(len(changes), images, -1).sum(-1).double().cpu()
+        gone, found = [], []
+        for change in changes:
+            moved = centred(F.linear(given, change) if shape.linear else convolve(given, change, None, shape), module)
+            gone.append(moved.square().sum())
+            found.append((moved * slopes).movedim(axis, 0).reshape(images, -1).sum(1))
+        return torch.stack(gone).double().cpu(), torch.stack(found).double().cpu()

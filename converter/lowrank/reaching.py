@@ -64,18 +64,27 @@ def first_moments(whole: PairMoments, shape: LayerShape, form: Form) -> PairMome
     return PairMoments(moment, moment, mean, mean)
 
 
-def tap_by_tap(part: Tensor, taps: Tensor, *axes: int) -> Tensor:
-    """Columns of whole windows, on the given axes, in the order of taps."""
-    for axis in axes:
-        part = part.index_select(axis, taps.flatten().to(part.device))
-    return part
+def tap_by_tap(part: Tensor, shape: LayerShape, form: Form, axes: int = 1) -> Tensor:
+    """A copy whose columns of whole windows, on so many of the last axes, go tap by tap, as `taps_of` has them."""
+    order, sizes = _order(shape, form)
+    lead, split = part.dim() - axes, part.reshape(*part.shape[: part.dim() - axes], *sizes * axes)
+    places = [lead + axis * len(sizes) + place for axis in range(axes) for place in order]
+    return split.permute(*range(lead), *places).clone(memory_format=torch.contiguous_format).view(part.shape)
 
 
-def in_windows(part: Tensor, taps: Tensor) -> Tensor:
+def in_windows(part: Tensor, shape: LayerShape, form: Form) -> Tensor:
     """Columns on the last axis, tap by tap, as whole windows have them."""
-    whole = torch.empty_like(part)
-    whole[..., taps.flatten().to(part.device)] = part
-    return whole
+    order, sizes = _order(shape, form)
+    lead, split = part.dim() - 1, part.reshape(*part.shape[:-1], *(sizes[place] for place in order))
+    back = (lead + order.index(place) for place in range(len(order)))
+    return split.permute(*range(lead), *back).reshape(part.shape)
+
+
+def _order(shape: LayerShape, form: Form) -> tuple[list[int], tuple[int, ...]]:
+    """Axes of a window, (channels, kernel...), those first that the first factor does not take; and their sizes."""
+    taken = form.taken(len(shape.kernel))
+    left, there = ([1 + axis for axis, take in enumerate(taken) if take is wanted] for wanted in (False, True))
+    return [*left, 0, *there], (shape.inputs // shape.groups, *shape.kernel)
 
 
 def onto_windows(second: Tensor, v: Tensor) -> Tensor:

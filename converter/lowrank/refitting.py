@@ -19,7 +19,7 @@ from .decomposition import Factors, regularised, solve_positive, true_svd
 from .forms import Form, factor_shapes, matricise, rebuild
 from .layers import convolve
 from .moments import LARGEST_MOMENT, PairMoments, answer_moments
-from .reaching import tap_by_tap, taps_of, through_first
+from .reaching import tap_by_tap, through_first
 from .regression import Split, fit_on
 from .shapes import LayerShape
 
@@ -79,12 +79,12 @@ def refit_second(
     _, second = factor_shapes(shape, form, factors.rank)
     v = factors.v.double().reshape(shape.groups, factors.rank, -1)
     whole = matricise(weight.double(), shape, Form.CHANNEL).reshape(shape.groups, shape.outputs // shape.groups, -1)
-    taps = taps_of(shape, form)
-    noise_inner, noise_cross = (v @ v.mT).unsqueeze(-1), through_first(tap_by_tap(whole, taps, -1), v)
+    taps = math.prod(second.kernel)
+    noise_inner, noise_cross = (v @ v.mT).unsqueeze(-1), through_first(tap_by_tap(whole, shape, form), v)
 
     def solved(moments: PairMoments, ridge: float) -> Tensor:
         noise = power * min(ridge, _MOST_NOISE)
-        inner = moments.second.reshape(shape.groups, *(factors.rank, len(taps)) * 2).clone()
+        inner = moments.second.reshape(shape.groups, *(factors.rank, taps) * 2).clone()
         inner.diagonal(dim1=2, dim2=4).add_(noise * noise_inner)  # white noise is not the same at any two taps
         inner = inner.flatten(3).flatten(1, 2)
         after = solve_positive(regularised(inner, _TINY), (moments.cross + noise * noise_cross).mT)

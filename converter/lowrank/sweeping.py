@@ -10,6 +10,7 @@ Source: Jaderberg et al. (2014), "filter reconstruction", on data.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -19,7 +20,7 @@ from torch import Tensor
 from .decomposition import Factors, regularised, true_svd
 from .forms import Form, factor_shapes, matricise, matrix_size, rebuild
 from .moments import PairMoments
-from .reaching import in_windows, onto_windows, tap_by_tap, taps_of, through_first
+from .reaching import in_windows, onto_windows, tap_by_tap, through_first
 from .regression import Split
 from .shapes import LayerShape
 
@@ -155,12 +156,9 @@ class Sweeper:
 
     def __init__(self, weight: Tensor, shape: LayerShape, form: Form, metric: Tensor | None) -> None:
         self._matrix = _windows_matrix(weight, shape)
-        self._order = taps_of(shape, form)
+        self._shape, self._form = shape, form
+        self._taps = math.prod(factor_shapes(shape, form, 1)[1].kernel)
         self._metric = metric
-
-    @property
-    def _taps(self) -> int:
-        return len(self._order)
 
     def target(self, moments: PairMoments, noise: float) -> Target:
         """Of moments of whole windows and of what the layer shall give, with noise in both networks' inputs."""
@@ -173,11 +171,12 @@ class Sweeper:
 
     def whole(self, weight: Tensor) -> Tensor:
         """A weight in the order of whole windows."""
-        return in_windows(weight, self._order)
+        return in_windows(weight, self._shape, self._form)
 
     def tap_by_tap(self, target: Target) -> Target:
         """A target in the order of whole windows, in this one's."""
-        return Target(tap_by_tap(target.second, self._order, -2, -1), tap_by_tap(target.cross, self._order, -1))
+        shape, form = self._shape, self._form
+        return Target(tap_by_tap(target.second, shape, form, 2), tap_by_tap(target.cross, shape, form))
 
     def swept(self, v: Tensor, target: Target, sweeps: int = _SWEEPS) -> Tensor:
         """The first factor after a few sweeps."""
@@ -200,9 +199,9 @@ class Sweeper:
 
     def _seconds(self, v: Tensor, target: Target, ranks: Sequence[int]) -> list[Tensor]:
         (groups, most, columns), taps = v.shape, self._taps
-        inner, blocks = v.new_empty(groups, most, taps, most, taps), self._blocks(target)
+        inner = v.new_empty(groups, most, taps, most, taps)
         for tap in range(taps):  # with itself and those behind it: the others are their mirror images
-            seen = v @ blocks[:, tap, :, tap:].flatten(2)
+            seen = v @ target.second[:, tap * columns : (tap + 1) * columns, tap * columns :]
             felt = (seen.reshape(groups, -1, columns) @ v.mT).reshape(groups, most, taps - tap, most)
             inner[:, :, tap, :, tap:] = felt.transpose(2, 3)
             inner[:, :, tap:, :, tap] = felt.transpose(1, 3)
