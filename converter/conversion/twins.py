@@ -164,11 +164,7 @@ class Twin(nn.Module):
         matrix = matricise(self.dense.weight, self._shape, form).double()
         if form is not Form.CHANNEL:
             parts = [(moments.through(matrix), count, judges) for moments, count, judges in parts]
-        return fit_on(
-            Split.of(parts),
-            lambda moments, ridge: nearest_map(matrix, moments, ridge),
-            centred=self._centred,
-        )
+        return fit_on(Split.of(parts), matrix, nearest_map, centred=self._centred)
 
     def _thinned(self, seen: Seen, enough: Enough) -> Seen:
         """So much of a batch as has to be seen of whole windows."""

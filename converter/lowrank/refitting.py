@@ -82,14 +82,14 @@ def refit_second(
     taps = math.prod(second.kernel)
     noise_inner, noise_cross = (v @ v.mT).unsqueeze(-1), through_first(tap_by_tap(whole, shape, form), v)
 
-    def solved(moments: PairMoments, ridge: float) -> Tensor:
+    def solved(prior: Tensor, moments: PairMoments, ridge: float) -> Tensor:
         noise = power * min(ridge, _MOST_NOISE)
         inner = moments.second.reshape(shape.groups, *(factors.rank, taps) * 2).clone()
         inner.diagonal(dim1=2, dim2=4).add_(noise * noise_inner)  # white noise is not the same at any two taps
         inner = inner.flatten(3).flatten(1, 2)
-        after = solve_positive(regularised(inner, _TINY), (moments.cross + noise * noise_cross).mT)
+        after = solve_positive(regularised(inner, _TINY), (moments.cross + noise * prior).mT)
         return after.mT
 
-    after, _ = fit_on(split, solved, centred=centred)
+    after, _ = fit_on(split, noise_cross, solved, centred=centred)
     outer = rebuild(after, second, Form.CHANNEL)
     return true_svd(matricise(outer, second, Form.POINTWISE), factors.v)

@@ -20,6 +20,9 @@ from .moments import PairMoments
 RIDGES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, math.inf)
 """To choose from, relative to the mean of a moment's diagonal; at infinity nothing is fitted."""
 
+_CHOOSING = 128
+"""Rows of a map that choose its ridge: each is a regression of its own, and all share the ridge."""
+
 
 Part = tuple[PairMoments, int, bool]
 PartOrNone = tuple[PairMoments | None, int, bool]
@@ -72,12 +75,15 @@ def _pooled(parts: Sequence[tuple[PairMoments, int]]) -> PairMoments:
 
 
 @torch.no_grad()
-def fit_on(split: Split, fit: Callable[[PairMoments, float], Tensor], *, centred: bool) -> tuple[Tensor, PairMoments]:
+def fit_on(
+    split: Split, prior: Tensor, fit: Callable[[Tensor, PairMoments, float], Tensor], *, centred: bool
+) -> tuple[Tensor, PairMoments]:
     """A map at the ridge that is the best one on the images that judge, fitted on all.
 
     Args:
         split: moments of what the map shall give, and of what it reads; without judges the ridge is the smallest.
-        fit: makes the map (..., m, n) of moments and a ridge.
+        prior: (..., m, n), what a ridge holds the map to.
+        fit: makes rows of the map (..., m, n) of as many rows of the prior, moments and a ridge.
         centred: whether a bias, or a norm behind, takes up the mean.
 
     Returns:
@@ -89,10 +95,21 @@ def fit_on(split: Split, fit: Callable[[PairMoments, float], Tensor], *, centred
 
     ridge = RIDGES[0]
     if split.judged is not None:
-        fitted, judged = centre(split.fitted), centre(split.judged)
-        ridge = best_ridge(lambda ridge: fit(fitted, ridge), judged.cross, judged.second)
+        some = _some_rows(prior)
+        fitted, judged = (
+            moments._replace(cross=moments.cross.index_select(-2, some))
+            for moments in (centre(split.fitted), centre(split.judged))
+        )
+        held = prior.index_select(-2, some)
+        ridge = best_ridge(lambda ridge: fit(held, fitted, ridge), judged.cross, judged.second)
     moments = centre(split.pooled())
-    return fit(moments, ridge), moments
+    return fit(prior, moments, ridge), moments
+
+
+def _some_rows(matrix: Tensor) -> Tensor:
+    """Places of rows that are spread evenly, and no row of a kernel is left out."""
+    rows = matrix.shape[-2]
+    return torch.linspace(0, rows - 1, min(rows, _CHOOSING), device=matrix.device).round().long()
 
 
 @torch.no_grad()
