@@ -7,7 +7,8 @@ Changes nothing.
 from .accuracy import Accuracy, evaluate
 from .calibration import Calibration, calibrate
 from .inputs import Inputs
-from .sensitivity import BLENDS, Losses, Sensitivity, foretell, sensitivities
+from .losses import BLENDS, Losses, Sensitivity
+from .sensitivity import foretell, sensitivities
 from .surveying import Layer, Survey, survey
 
 __all__ = [

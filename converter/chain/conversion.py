@@ -14,7 +14,8 @@ from ...files import check_input, reading
 from ..analysis.agreement import agreement
 from ..analysis.calibration import Calibration, Energies, calibrate
 from ..analysis.held_out import hold_out
-from ..analysis.sensitivity import Sensitivity, foretell
+from ..analysis.losses import Sensitivity
+from ..analysis.sensitivity import foretell
 from ..analysis.surveying import Survey, survey
 from ..conversion.choosing import choose_plan, usual_trials
 from ..conversion.converting import convert

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from ..analysis.accuracy import Accuracy, evaluate
+from ..analysis.losses import Sensitivity
 from ..analysis.running import copied
-from ..analysis.sensitivity import Sensitivity
 from ..errors import OptionError
 from ..planning.policies import Policy, parse_budget
 from ..storage.checkpoint import load_compressed

@@ -8,16 +8,16 @@ import torch
 from torch import Tensor, nn
 
 from dprp.converter import MacBudget, Sensitivity, calibrate, convert, evaluate, plan_ranks, sensitivities, survey
+from dprp.converter.analysis.curves import read
 from dprp.converter.analysis.divergence import divergence
-from dprp.converter.analysis.sensitivity import _read
 from dprp.converter.lowrank.forms import Form
 
 
 def test_reading_between_and_beyond_the_points() -> None:
     curve = [(0.01, 0.001), (0.1, 0.1)]
-    found = _read(curve, np.array([0.0, 0.001, 0.01, 10**-1.5, 0.1, 0.2]))
+    found = read(curve, np.array([0.0, 0.001, 0.01, 10**-1.5, 0.1, 0.2]))
     np.testing.assert_allclose(found, [0.0, 0.0001, 0.001, 0.01, 0.1, 0.2], rtol=1e-9)
-    np.testing.assert_allclose(_read([], np.array([0.5])), [0.5])
+    np.testing.assert_allclose(read([], np.array([0.5])), [0.5])
 
 
 def test_a_layer_that_nobody_listens_to_costs_nothing() -> None:
