@@ -182,34 +182,60 @@ def _of_windows(x: Tensor, z: Tensor, layer: LayerShape, reads: LayerShape) -> P
         layer: whose windows those of z are.
         reads: whose windows those of x are: the layer, or one of a single tap.
     """
+    same = x is z
     if z.dim() == 1 + len(layer.kernel):  # one image without a batch
         z, x = z.unsqueeze(0), x.unsqueeze(0)
     axes = [Axis(*axis) for axis in zip(layer.kernel, layer.dilation, strict=True)]
     kind = torch.float64 if _is_tiny(z) else torch.float32
-    about_x, about_z = (_channel_means(part, kind) for part in (x, z))
-    products: list[WindowProducts | TapProducts] = [WindowProducts(axes, same=True)]
-    if x is not z:
-        products.append(WindowProducts(axes, same=False) if reads is layer else TapProducts(axes))
-    totals: list[Tensor] = []
+    of_z, of_x = _Maps(z, layer, kind), _Maps(x, reads, kind)
+    second = WindowProducts(axes, same=True)
+    cross = WindowProducts(axes, same=False) if reads is layer else TapProducts(axes)
     count, images = 0, max(1, CHUNK_BYTES // (4 * max(1, z[:1].numel())))
     for some_x, some_z in zip(torch.split(x, images), torch.split(z, images), strict=True):
-        p = padded(some_z.to(kind), layer) - about_z
-        maps = [p] if x is z else [p, padded(some_x.to(kind), reads) - about_x]
-        for summing, one in zip(products, maps, strict=True):
-            summing.add(one, p)
-        totals = _added(totals, [over_images(one) for one in maps])
-        places = [size - axis.dilation * (axis.taps - 1) for size, axis in zip(p.shape[2:], axes, strict=True)]
-        count += len(p) * math.prod(places)
+        q = of_z.added(some_z)
+        second.add(q, q)
+        if not same:
+            cross.add(of_x.added(some_x), q)
+        places = [size - axis.dilation * (axis.taps - 1) for size, axis in zip(q.shape[2:], axes, strict=True)]
+        count += len(q) * math.prod(places)
     sums: list[Tensor] = []
-    for summing, total, of in zip(products, totals, (layer, reads), strict=False):
-        within = replace(of, padding=((0, 0),) * len(axes))
-        columns = unfolded(total.unsqueeze(0), within).sum(-1)
-        sums += [summing.take().reshape(1, columns.shape[-1], -1), columns]
-    far_x, far_z = (
-        part.flatten().repeat_interleave(math.prod(of.kernel)).unsqueeze(0)
-        for part, of in ((about_x, reads), (about_z, layer))
-    )
-    return _about_zero(sums, count, far_x, far_z)
+    for products, maps in ((second, of_z), (cross, of_x))[: 1 if same else 2]:
+        columns = maps.windows_sum()
+        sums += [products.take().reshape(1, columns.shape[-1], -1), columns]
+    return _about_zero(sums, count, of_x.windows_about(), of_z.windows_about())
+
+
+class _Maps:
+    """Maps with their padding, about a point near to their mean, and what their windows add up to.
+
+    Args:
+        maps: (N, channels, ...) all there are; the first image's mean is near enough.
+        layer: whose windows lie on them.
+        kind: of number to compute with.
+    """
+
+    def __init__(self, maps: Tensor, layer: LayerShape, kind: torch.dtype) -> None:
+        self._layer, self._kind = layer, kind
+        means = maps[:1].to(kind).flatten(2).mean((0, -1))
+        self._about = means.reshape(-1, *[1] * (maps.dim() - 2))
+        self._total: Tensor | None = None
+
+    def added(self, some: Tensor) -> Tensor:
+        """Some images about that point, which count from now on."""
+        maps = padded(some.to(self._kind), self._layer) - self._about
+        total = over_images(maps).double()
+        self._total = total if self._total is None else self._total + total
+        return maps
+
+    def windows_sum(self) -> Tensor:
+        """(1, columns) float64, over all windows so far."""
+        assert self._total is not None
+        within = replace(self._layer, padding=((0, 0),) * len(self._layer.kernel))
+        return unfolded(self._total.unsqueeze(0), within).sum(-1)
+
+    def windows_about(self) -> Tensor:
+        """(1, columns), the point as windows have it."""
+        return self._about.flatten().repeat_interleave(math.prod(self._layer.kernel)).unsqueeze(0)
 
 
 def _of_a_tap(layer: LayerShape) -> LayerShape:
@@ -227,12 +253,6 @@ def _side_by_side(layer: LayerShape) -> bool:
 
 def _is_tiny(samples: Tensor) -> bool:
     return float(samples.abs().amax()) < _TINY if samples.numel() else False
-
-
-def _channel_means(maps: Tensor, kind: torch.dtype) -> Tensor:
-    """(channels, 1, ...) of the first image: a point near to the mean is enough."""
-    means = maps[:1].to(kind).flatten(2).mean((0, -1))
-    return means.reshape(-1, *[1] * (maps.dim() - 2))
 
 
 def _added(sums: list[Tensor], found: list[Tensor]) -> list[Tensor]:
