@@ -5,6 +5,7 @@ Each rank's factors are fitted on some of the images and tried on the others, th
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -29,6 +30,9 @@ from .surveying import Layer
 
 POINTS = 4
 """Ranks tried for each layer and form."""
+
+_SAMPLES = 2
+"""For each value of a window, so that factors are fitted to whole windows."""
 
 _FLOOR = 1e-9
 _FEWEST_TO_SPLIT = 24
@@ -73,7 +77,7 @@ def curves(
         assert weight is not None
         seen = {form: moments.pop((layer.name, form)) for form in tried_forms(layer) if (layer.name, form) in moments}
         windows = {form: (m.centred() if layer.name in centred else m).ridged(RIDGE) for form, m in seen.items()}
-        whole = windows.get(Form.CHANNEL)
+        whole = windows.get(Form.CHANNEL) if _fills(shape, len(fitted)) else None
         target = None if whole is None or len(windows) == 1 else Target.of_layer(weight, shape, whole)
         for form, window in windows.items():
             most = break_even_rank(shape, form)
@@ -92,6 +96,12 @@ def curves(
             nats.append((foretold, max(_FLOOR, effect.nats)))
             lost.append((foretold, max(_FLOOR, effect.lost)))
     return {key: (_levelled(nats), _levelled(lost)) for key, (nats, lost) in points.items()}
+
+
+def _fills(shape: LayerShape, images: int) -> bool:
+    """Whether so many images have enough whole windows for a fit, which would follow each of fewer."""
+    places = sum(math.prod(call.size_out) for call in shape.calls)
+    return images * places >= _SAMPLES * matrix_size(shape, Form.CHANNEL)[1]
 
 
 def _fits(
