@@ -78,7 +78,7 @@ def calibrate(
         layers: its survey.
         batches: images (N, C, H, W), or batches of them: images, or tuples whose first element is the images; labels
             are not used. `Inputs` where the network takes several.
-        images: how many to use at most; fewer where their activations would take more than 1.5 GiB.
+        images: how many to use at most; fewer where they could not all wait before a layer, see `images_waiting`.
         on_layer: is told the name of each layer when it is done.
 
     Returns:

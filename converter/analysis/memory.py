@@ -46,9 +46,8 @@ def images_waiting(shapes: Iterable[LayerShape | None], wanted: int) -> int:
         shapes: the network's layers; None is passed over.
         wanted: how many images there are.
     """
-    largest = max((_bytes_read(shape) for shape in shapes if shape is not None), default=1)
-    # What a layer reads waits, for each network, and half as much again in a branch beside it.
-    return max(1, min(wanted, ACTIVATION_BYTES // (3 * max(1, largest))))
+    largest = max((_bytes_waiting(shape) for shape in shapes if shape is not None), default=1)
+    return max(1, min(wanted, ACTIVATION_BYTES // max(1, largest)))
 
 
 def images_at_once(shapes: Iterable[LayerShape | None]) -> int:
@@ -66,9 +65,18 @@ def _bytes(shape: LayerShape) -> int:
     return 4 * max((_values(shape, call) for call in shape.calls), default=0)
 
 
-def _bytes_read(shape: LayerShape) -> int:
-    return 4 * max((shape.inputs * math.prod(call.size_in) for call in shape.calls), default=0)
+def _bytes_waiting(shape: LayerShape) -> int:
+    """What a layer reads in each network, half as much again in a branch beside it, and what the dense one gives."""
+    return 4 * max((3 * _read(shape, call) + _given(shape, call) for call in shape.calls), default=0)
 
 
 def _values(shape: LayerShape, call: Map) -> int:
-    return shape.inputs * math.prod(call.size_in) + shape.outputs * math.prod(call.size_out)
+    return _read(shape, call) + _given(shape, call)
+
+
+def _read(shape: LayerShape, call: Map) -> int:
+    return shape.inputs * math.prod(call.size_in)
+
+
+def _given(shape: LayerShape, call: Map) -> int:
+    return shape.outputs * math.prod(call.size_out)
