@@ -18,7 +18,7 @@ from ..lowrank.forms import Form, matricise, matrix_size, rebuild
 from ..lowrank.moments import LARGEST_MOMENT, PairMoments, pair_moments
 from ..lowrank.reaching import first_moments
 from ..lowrank.shapes import LayerShape
-from ..lowrank.sweeping import Target, swept_weights
+from ..lowrank.sweeping import Target, held_weights, swept_weights
 from .answer_changes import answer_changes
 from .calibration import RIDGE, Energies, takes_up_means
 from .inputs import Samples, joined
@@ -33,6 +33,9 @@ POINTS = 4
 
 _SAMPLES = 2
 """For each value of a window, so that factors are fitted to whole windows."""
+
+_RIDGE_OF_FEW = 1.0
+"""Where there are fewer: what holds the second factor to the closed form, and what such layers mostly choose."""
 
 _FLOOR = 1e-9
 _FEWEST_TO_SPLIT = 24
@@ -77,13 +80,13 @@ def curves(
         assert weight is not None
         seen = {form: moments.pop((layer.name, form)) for form in tried_forms(layer) if (layer.name, form) in moments}
         windows = {form: (m.centred() if layer.name in centred else m).ridged(RIDGE) for form, m in seen.items()}
-        whole = windows.get(Form.CHANNEL) if _fills(shape, len(fitted)) else None
+        whole, fills = windows.get(Form.CHANNEL), _fills(shape, len(fitted))
         target = None if whole is None or len(windows) == 1 else Target.of_layer(weight, shape, whole)
         for form, window in windows.items():
             most = break_even_rank(shape, form)
             ranks = sorted({max(1, round(most * part / POINTS)) for part in range(1, POINTS + 1)})
             with named(layer.name, "measuring its sensitivity"):
-                fits = _fits(weight, shape, form, ranks, window, target, metrics.get(layer.name))
+                fits = _fits(weight, shape, form, ranks, window, target, fills, metrics.get(layer.name))
             tries.setdefault(layer.name, []).extend((form, rank) for rank in ranks)
             changes.setdefault(layer.name, []).extend(fit - weight for fit in fits)
     kept = sum(bytes_kept(shape_of_free(layer)) for layer in layers)
@@ -111,6 +114,7 @@ def _fits(
     ranks: list[int],
     moment: Tensor,
     target: Target | None,
+    fills: bool,
     metric: Tensor | None,
 ) -> list[Tensor]:
     """The weight cut to each rank, both factors fitted to the whole window where its moment is known.
@@ -119,12 +123,15 @@ def _fits(
         weight, shape, form, ranks, metric: of the layer.
         moment: of what the first factor sees.
         target: of whole windows.
+        fills: whether these are many; the second factor is held to the closed form where they are few.
     """
-    left, right = best_pair(matricise(weight, shape, form), max(ranks), moment, metric)
+    pair = left, right = best_pair(matricise(weight, shape, form), max(ranks), moment, metric)
     if form is Form.CHANNEL or target is None:
         cuts = [rebuild(left[..., :rank] @ right[..., :rank, :], shape, form) for rank in ranks]
-    else:
+    elif fills:
         cuts = swept_weights(right, ranks, weight, shape, form, target, metric)
+    else:
+        cuts = held_weights(pair, ranks, weight, shape, form, target, _RIDGE_OF_FEW)
     return [cut.reshape(weight.shape).to(weight.dtype) for cut in cuts]
 
 

@@ -239,35 +239,33 @@ class Cut(Twin):
             return self._meet("its weight", None, lambda _: self._told(self._plain_cut()))  # type: ignore[no-any-return]
         if sweepable(shape, form):
             seen = self._thinned(seen, to_cut(self._walk.images))
-        factors, power = self._pool("its first factor", self._moments(seen, form), self._first)
+        begun = factors = self._pool("its first factor", self._moments(seen, form), self._first)
         if sweepable(shape, form):
-            factors = self._pool("its whole windows", self._moments(seen), functools.partial(self._swept, factors))
-        between = self._between(factors, seen)
-        made: LowRank = self._pool("its second factor", between, lambda parts: self._second(factors, power, parts))
+            factors = self._pool("its whole windows", self._moments(seen), functools.partial(self._swept, begun))
+        between = self._between(factors, seen, done=factors is not begun)
+        made: LowRank = self._pool("its second factor", between, functools.partial(self._second, factors))
         return made
 
-    def _first(self, parts: list[Part]) -> tuple[Factors, float]:
-        """Factors of the full map, and the power of what the layer reads."""
+    def _first(self, parts: list[Part]) -> Factors:
+        """Those of the full map."""
         whole, moments = self._nearest_map(parts, self._form)
-        factors = decompose(whole, self._rank, moments.ridged(self._ridge), self._metric)
-        return factors, float(moments.second.diagonal(dim1=-2, dim2=-1).mean())
+        return decompose(whole, self._rank, moments.ridged(self._ridge), self._metric)
 
     def _swept(self, factors: Factors, parts: list[Part]) -> Factors:
         """Both factors in turn from there."""
         split, weight, metric = Split.of(parts), self.dense.weight, self._metric
         return swept(factors, weight, self._shape, self._form, split, centred=self._centred, metric=metric)
 
-    def _between(self, factors: Factors, seen: Seen) -> PartOrNone:
-        """Moments of what the layer gives and of what the second factor reads, where that sees windows."""
+    def _between(self, factors: Factors, seen: Seen, done: bool) -> PartOrNone:
+        """Moments of what the layer gives and of what the second factor reads, where that is left to be fitted."""
         shape, form, judges = self._shape, self._form, self._walk.here.judges
-        if shape.linear or form is Form.CHANNEL or not len(seen.z):
+        if done or shape.linear or form is Form.CHANNEL or not len(seen.z):
             return None, 0, judges
         return second_moments(factors, shape, form, seen.z, seen.y), len(seen.z), judges
 
-    def _second(self, factors: Factors, power: float, parts: list[Part]) -> LowRank:
+    def _second(self, factors: Factors, parts: list[Part]) -> LowRank:
         if parts:
-            split, weight = Split.of(parts), self.dense.weight
-            factors = refit_second(factors, weight, self._shape, self._form, split, power, centred=self._centred)
+            factors = refit_second(factors, self._shape, self._form, Split.of(parts), centred=self._centred)
         return self._told(factors)
 
     def _told(self, factors: Factors) -> LowRank:

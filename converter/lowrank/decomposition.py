@@ -153,14 +153,6 @@ def regularised(second_moment: Tensor, ridge: float = 1e-4) -> Tensor:
     return moment
 
 
-def solve_positive(matrix: Tensor, right: Tensor) -> Tensor:
-    """X of matrix X = right; a matrix (..., n, n) that rounding left not quite positive definite is solved too."""
-    lower, failed = torch.linalg.cholesky_ex(matrix)
-    if bool(failed.any()):
-        return torch.linalg.solve(matrix, right)  # type: ignore[no-any-return]
-    return torch.cholesky_solve(right, lower)
-
-
 def _above(metric: Tensor) -> Tensor:
     """H^T of G = H H^T, upper triangular."""
     lower: Tensor = torch.linalg.cholesky(metric)

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .forms import Form, factor_shapes
+from .forms import Form, factor_shapes, matricise, rebuild
 from .moments import PairMoments
 from .shapes import LayerShape
 
@@ -85,6 +85,20 @@ def _order(shape: LayerShape, form: Form) -> tuple[list[int], tuple[int, ...]]:
     taken = form.taken(len(shape.kernel))
     left, there = ([1 + axis for axis, take in enumerate(taken) if take is wanted] for wanted in (False, True))
     return [*left, 0, *there], (shape.inputs // shape.groups, *shape.kernel)
+
+
+def second_layer(left: Tensor, shape: LayerShape, form: Form) -> Tensor:
+    """A left factor (..., rows, r) as the second layer's matrix in the form `channel`: (groups, m, r taps)."""
+    rank = left.shape[-1]
+    _, second = factor_shapes(shape, form, rank)
+    matrix = matricise(rebuild(left, second, Form.POINTWISE), second, Form.CHANNEL)
+    return matrix.reshape(shape.groups, -1, rank * math.prod(second.kernel))
+
+
+def left_factor(matrix: Tensor, shape: LayerShape, form: Form, rank: int) -> Tensor:
+    """The inverse of `second_layer`."""
+    _, second = factor_shapes(shape, form, rank)
+    return matricise(rebuild(matrix, second, Form.CHANNEL), second, Form.POINTWISE)
 
 
 def onto_windows(second: Tensor, v: Tensor) -> Tensor:

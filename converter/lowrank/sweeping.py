@@ -20,7 +20,7 @@ from torch import Tensor
 from .decomposition import Factors, regularised, true_svd
 from .forms import Form, factor_shapes, matricise, matrix_size, rebuild
 from .moments import PairMoments
-from .reaching import in_windows, onto_windows, tap_by_tap, through_first
+from .reaching import in_windows, left_factor, onto_windows, second_layer, tap_by_tap, through_first
 from .regression import Split
 from .shapes import LayerShape
 
@@ -66,22 +66,23 @@ def swept(
     Returns:
         A true SVD in float64.
     """
-    sweeper = Sweeper(weight, shape, form, metric)
-    start = factors.v.reshape(shape.groups, factors.rank, -1)
 
     def centre(moments: PairMoments) -> PairMoments:
         return moments.centred() if centred else moments
 
     if split.judged is None:
         return factors
+    sweeper = Sweeper(weight, shape, form, metric)
+    start = factors.v.reshape(shape.groups, factors.rank, -1)
+    begun = onto_windows(second_layer(factors.u * factors.s.unsqueeze(-2), shape, form), start)
     target, judge = sweeper.target(centre(split.fitted), _NOISE), sweeper.target(centre(split.judged), 0.0)
-    if not sweeper.error(sweeper.swept(start, target), target, judge) < sweeper.error(start, target, judge):
+    others = (begun, sweeper.made(start, target))
+    after = sweeper.made(sweeper.swept(start, target), target)
+    if not sweeper.error(after, judge) < min(sweeper.error(other, judge) for other in others):
         return factors
     target = sweeper.target(centre(split.pooled()), _NOISE)
     v = sweeper.swept(start, target)
-    _, second = factor_shapes(shape, form, factors.rank)
-    outer = rebuild(sweeper.second(v, target), second, Form.CHANNEL)
-    return true_svd(matricise(outer, second, Form.POINTWISE), v.reshape(factors.v.shape))
+    return true_svd(left_factor(sweeper.second(v, target), shape, form, factors.rank), v.reshape(factors.v.shape))
 
 
 @torch.no_grad()
@@ -127,6 +128,31 @@ def refitted_weights(
     sweeper = Sweeper(weight, shape, form, None)
     first = v.double().reshape(shape.groups, -1, v.shape[-1])
     made = sweeper.made_of(first, sweeper.tap_by_tap(target), ranks)
+    return [rebuild(sweeper.whole(one), shape, Form.CHANNEL) for one in made]
+
+
+@torch.no_grad()
+def held_weights(
+    pair: tuple[Tensor, Tensor],
+    ranks: Sequence[int],
+    weight: Tensor,
+    shape: LayerShape,
+    form: Form,
+    target: Target,
+    ridge: float,
+) -> list[Tensor]:
+    """The weights of some ranks whose second factors a ridge holds to what they are, as in `refit_second`.
+
+    Args:
+        pair: `best_pair`, of at least those ranks.
+        weight, shape, form, target: as for `swept_weights`.
+        ridge: relative to the mean of what the second factors read.
+    """
+    left, right = (part.double().reshape(shape.groups, *part.shape[-2:]) for part in pair)
+    basis, mixed = torch.linalg.qr(right.mT)  # whose first columns span what the first rows do
+    held = [second_layer(left[..., :rank] @ mixed[:, :rank, :rank].mT, shape, form) for rank in ranks]
+    sweeper = Sweeper(weight, shape, form, None)
+    made = sweeper.made_of(basis.mT, sweeper.tap_by_tap(target), ranks, held, ridge)
     return [rebuild(sweeper.whole(one), shape, Form.CHANNEL) for one in made]
 
 
@@ -192,12 +218,35 @@ class Sweeper:
         """The weight of a first factor with its best second one."""
         return self.made_of(v, target, [v.shape[1]])[0]
 
-    def made_of(self, v: Tensor, target: Target, ranks: Sequence[int]) -> list[Tensor]:
-        """The same of the first so many rows of a first factor."""
-        seconds = self._seconds(v, target, ranks)
+    def made_of(
+        self, v: Tensor, target: Target, ranks: Sequence[int], held: Sequence[Tensor] = (), ridge: float = _TINY
+    ) -> list[Tensor]:
+        """The same of the first so many rows of a first factor; with a ridge, held to second ones that are there."""
+        seconds = self._seconds(v, target, ranks, held, ridge)
         return [onto_windows(second, v[:, :rank]) for second, rank in zip(seconds, ranks, strict=True)]
 
-    def _seconds(self, v: Tensor, target: Target, ranks: Sequence[int]) -> list[Tensor]:
+    def _seconds(
+        self, v: Tensor, target: Target, ranks: Sequence[int], held: Sequence[Tensor] = (), ridge: float = _TINY
+    ) -> list[Tensor]:
+        """The best second factors for the first rows of a first one, or those that a ridge holds to given ones."""
+        inner, aim = self._equations(v, target)
+        whole, sizes = regularised(inner, ridge), [rank * self._taps for rank in ranks]
+        aims = [aim[:, :size] for size in sizes]  # lower ranks: the first rows
+        if held:
+            added = whole[:, :1, :1] - inner[:, :1, :1]
+            aims = [part + added * before.mT for part, before in zip(aims, held, strict=True)]
+        lower, failed = torch.linalg.cholesky_ex(whole)
+        by_rounding = bool(failed.any())
+        solved = []
+        for size, part in zip(sizes, aims, strict=True):
+            if by_rounding:
+                solved.append(torch.linalg.solve(whole[:, :size, :size], part).mT)
+            else:
+                solved.append(torch.cholesky_solve(part, lower[:, :size, :size]).mT)
+        return solved
+
+    def _equations(self, v: Tensor, target: Target) -> tuple[Tensor, Tensor]:
+        """E[t t^T] (groups, r taps, r taps) and E[t y^T] (groups, r taps, m), t being what it reads."""
         (groups, most, columns), taps = v.shape, self._taps
         inner = v.new_empty(groups, most, taps, most, taps)
         for tap in range(taps):  # with itself and those behind it: the others are their mirror images
@@ -205,18 +254,10 @@ class Sweeper:
             felt = (seen.reshape(groups, -1, columns) @ v.mT).reshape(groups, most, taps - tap, most)
             inner[:, :, tap, :, tap:] = felt.transpose(2, 3)
             inner[:, :, tap:, :, tap] = felt.transpose(1, 3)
-        whole = regularised(inner.reshape(groups, most * taps, -1), _TINY)
-        aim, sizes = through_first(target.cross, v).mT, [rank * taps for rank in ranks]  # lower ranks: the first rows
-        lower, failed = torch.linalg.cholesky_ex(whole)
-        if bool(failed.any()):  # by rounding
-            return [torch.linalg.solve(whole[:, :size, :size], aim[:, :size]).mT for size in sizes]
-        halfway = torch.linalg.solve_triangular(lower, aim, upper=False)
-        roots = [(lower[:, :size, :size].mT, halfway[:, :size]) for size in sizes]
-        return [torch.linalg.solve_triangular(root, half, upper=True).mT for root, half in roots]
+        return inner.reshape(groups, most * taps, -1), through_first(target.cross, v).mT
 
-    def error(self, v: Tensor, target: Target, judge: Target) -> float:
-        """Of a first factor with the second fitted on one target, on another; less what is the same for all."""
-        made = self.made(v, target)
+    def error(self, made: Tensor, judge: Target) -> float:
+        """Of a weight on a target, less what is the same for all."""
         return float((self._felt(made @ judge.second - 2 * judge.cross) * made).sum())
 
     def _first(self, u: Tensor, v: Tensor, target: Target) -> Tensor:

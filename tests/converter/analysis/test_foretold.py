@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from torchvision.models import ResNet, VisionTransformer
 from torchvision.models.resnet import BasicBlock
 
+from dprp.converter import Form
 from dprp.models import build, load_weights
 
 from ..conftest import SHARED
@@ -73,3 +74,15 @@ def _resnet() -> nn.Module:
 def test_fresh_networks(make: Callable[[], nn.Module], size: int) -> None:
     torch.manual_seed(0)
     _check(foretold(make(), *pictures(240, size).split(120)))
+
+
+@pytest.mark.parametrize("width", [128, 160])
+def test_layers_with_few_windows(width: int) -> None:
+    """24 images to fit on have 864 windows for 1,152 and 1,440 values: a fit to these follows each of them."""
+    torch.manual_seed(0)
+    stem = [nn.Conv2d(3, width, 3, 4, 1), nn.BatchNorm2d(width), nn.ReLU(), nn.AvgPool2d(4, 2, 1)]
+    head = [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, 10)]
+    model = nn.Sequential(*stem, nn.Conv2d(width, width, 3, 1, 1), nn.BatchNorm2d(width), nn.ReLU(), *head)
+    found = [one for one in foretold(model, *pictures(72, 48).split(36)) if one.layer == str(len(stem))]
+    assert {one.form for one in found} == {Form.CHANNEL, Form.POINTWISE}
+    assert all(one.holds for one in found), found
