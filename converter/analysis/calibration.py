@@ -18,7 +18,7 @@ from .accuracy import device_of
 from .batch_axis import batch_axes
 from .inputs import Example, Inputs, Samples, as_samples, joined
 from .layout import laid_out
-from .memory import images_in_memory, images_waiting
+from .memory import images_in_memory, images_in_step
 from .norm_pairs import norm_pairs
 from .opening import opened
 from .output_metrics import OutputMetrics, output_metrics
@@ -78,7 +78,7 @@ def calibrate(
         layers: its survey.
         batches: images (N, C, H, W), or batches of them: images, or tuples whose first element is the images; labels
             are not used. `Inputs` where the network takes several.
-        images: how many to use at most; fewer where they could not all wait before a layer, see `images_waiting`.
+        images: how many to use at most; fewer where these are more than walk in step, see `images_in_step`.
         on_layer: is told the name of each layer when it is done.
 
     Returns:
@@ -89,9 +89,9 @@ def calibrate(
         ModelError: no images, images or weights that are not finite, or images that the model cannot take.
     """
     model = opened(model, [layer.name for layer in layers], layers.products)
-    # More than walk through two networks at once would not be used by the conversion either.
+    # More would not be used by the conversion either.
     shapes = [layer.shape for layer in layers]
-    sample = _gather(batches, images_waiting(shapes, images)).to(device_of(model))
+    sample = _gather(batches, images_in_step(shapes, images)).to(device_of(model))
     sample = laid_out(model, sample)
     if not all(finite(tensor) for tensor in tensors_in(sample) if tensor.is_floating_point()):
         raise ModelError("the calibration images hold values that are not finite; check the data")

@@ -2,7 +2,8 @@
 
 What a layer shall learn from all images need not have all of them in flight. A batch computes from one meeting to the
 next while the others wait with no more than what they carry: the layer's input, and whatever joins further on. So
-what lies between two meetings, wide maps for the most part, is in memory once and not for all images.
+what lies between two meetings, wide maps for the most part, is in memory once and not for all images. A meeting may
+be of some of the batches only: the others stay where they met last, and come by when all is decided there.
 
 Each batch runs in a thread of its own, which is how a forward of anybody's can be held half way. Only one of them
 runs at a time, in turn, so that nothing is computed at the same time and every run gives the same numbers.
@@ -12,7 +13,8 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import torch
@@ -26,6 +28,8 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 
+_THE_END = object()
+
 _Precision = tuple[tuple[str, torch.dtype], ...]
 
 
@@ -37,6 +41,23 @@ def _autocast_now() -> _Precision:
 
 class OtherWaysError(ModelError):
     """Batches do not meet at the same places, as what the network does depends on its inputs."""
+
+
+@dataclass
+class _Meeting:
+    """One that has begun.
+
+    Attributes:
+        where: names it.
+        members: places of its batches, in rising order.
+        values: what those that have come have brought.
+        result: what was made of that.
+    """
+
+    where: object
+    members: Sequence[int]
+    values: list[Any] = field(default_factory=list)
+    result: Any = None
 
 
 class _OtherFailed(BaseException):
@@ -55,9 +76,7 @@ class InStep:
         self._turn = 0
         self._place = threading.local()
         self._changed = threading.Condition()
-        self._values: list[Any] = []
-        self._met: list[object] = []
-        self._result: Any = None
+        self._meeting: _Meeting | None = None
         self._failure: BaseException | None = None
 
     @property
@@ -72,14 +91,16 @@ class InStep:
         value: T,
         combine: Callable[[list[Any]], R],
         gather: Callable[[list[Any], T], None] = list.append,
+        members: Collection[int] | None = None,
     ) -> R:
-        """Waits for all batches.
+        """Waits for all batches, or for some of them.
 
         Args:
             where: names the meeting; the same for all.
             value: what this batch brings.
             combine: makes one thing of what all have brought, in their order; called once.
             gather: adds to the list of what was brought; may join it with what is there, if that is large.
+            members: places of those that meet, the first batch among them; None for all.
 
         Returns:
             What it made.
@@ -88,15 +109,17 @@ class InStep:
             OtherWaysError: the batches do not meet at the same places.
         """
         if self.place == 0:
-            self._values, self._met = [], [where]
-        elif self._met != [where]:
+            self._meeting = _Meeting(where, sorted(members or range(self._count)))
+        meeting = self._meeting
+        if meeting is None or meeting.where != where:
             raise self._apart()
-        gather(self._values, value)
-        if self.place == self._count - 1:
-            values, self._values = self._values, []
-            self._result = combine(values)
+        gather(meeting.values, value)
+        if self.place == meeting.members[-1]:
+            self._meeting, values = None, meeting.values
+            meeting.values = []
+            meeting.result = combine(values)
         self._pass_on()
-        return self._result  # type: ignore[no-any-return]
+        return meeting.result  # type: ignore[no-any-return]
 
     def run(self, walk: Callable[[int], None]) -> None:
         """Walks all batches to their ends.
@@ -139,8 +162,8 @@ class InStep:
                     stack.enter_context(torch.autocast(device, dtype))
                 walk(place)
             if place == 0:
-                self._met = ["the end"]
-            elif self._met != ["the end"]:
+                self._meeting = _Meeting(_THE_END, range(self._count))
+            elif self._meeting is None or self._meeting.where is not _THE_END:
                 raise self._apart()
             self._give(place + 1)
         except _OtherFailed:
@@ -159,10 +182,21 @@ class InStep:
             self._changed.notify_all()
 
     def _wait(self) -> None:
+        """For this batch's turn, which it passes on where the meeting is not for it."""
         with self._changed:
-            self._changed.wait_for(lambda: self._turn == self.place or self._failure is not None)
+            while not self._invited():
+                if self._turn == self.place:
+                    self._turn = (self.place + 1) % self._count
+                    self._changed.notify_all()
+                self._changed.wait_for(lambda: self._turn == self.place or self._failure is not None)
             if self._failure is not None:
                 raise _OtherFailed
+
+    def _invited(self) -> bool:
+        if self._failure is not None:
+            return True
+        there = self.place == 0 or (self._meeting is not None and self.place in self._meeting.members)
+        return self._turn == self.place and there
 
     def _fail(self, error: BaseException) -> None:
         with self._changed:

@@ -3,27 +3,17 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Iterable
 
 from ..lowrank.shapes import LayerShape, Map
 
-_LEAST, _MOST = 3 * 2**29, 2**32
-
-
-def _quarter_of_memory() -> int:
-    """Of the machine's memory, where it says how much it has."""
-    try:
-        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, OSError, ValueError):
-        return _LEAST
-    return max(_LEAST, min(_MOST, memory // 4))
-
-
-ACTIVATION_BYTES = _quarter_of_memory()
-"""For the activations that are alive at a time: a quarter of the machine's memory, from 1.5 to 4 GiB."""
+ACTIVATION_BYTES = 3 * 2**29
+"""For the activations that are alive at a time: the same on all machines, which so get the same network."""
 
 _AT_ONCE = 2**29
+
+_MOST_BATCHES = 64
+"""That walk through a network in step, each in a thread of its own."""
 
 
 def images_in_memory(shapes: Iterable[LayerShape | None], wanted: int, *, networks: int = 1) -> int:
@@ -39,15 +29,19 @@ def images_in_memory(shapes: Iterable[LayerShape | None], wanted: int, *, networ
     return max(1, min(wanted, ACTIVATION_BYTES // (2 * networks * max(1, largest))))
 
 
-def images_waiting(shapes: Iterable[LayerShape | None], wanted: int) -> int:
-    """Images that may wait before a layer of two networks, while some of them go on; at least one.
+def images_waiting(shape: LayerShape) -> int:
+    """Images that may wait before a layer of two networks, while some of them go on; at least one."""
+    return max(1, ACTIVATION_BYTES // max(1, _bytes_waiting(shape)))
+
+
+def images_in_step(shapes: Iterable[LayerShape | None], wanted: int) -> int:
+    """Images that walk through two networks in step, at least one.
 
     Args:
         shapes: the network's layers; None is passed over.
         wanted: how many images there are.
     """
-    largest = max((_bytes_waiting(shape) for shape in shapes if shape is not None), default=1)
-    return max(1, min(wanted, ACTIVATION_BYTES // max(1, largest)))
+    return max(1, min(wanted, _MOST_BATCHES * images_at_once(shapes)))
 
 
 def images_at_once(shapes: Iterable[LayerShape | None]) -> int:

@@ -10,7 +10,7 @@ or a norm can take up the mean of the output, the fit is to what varies around i
 Both networks run as one: a batch holds its images twice, every layer computes the dense answer for the first half
 and its replacement's for the second, and makes its replacement when the images first reach it. One
 forward pass converts the whole network, in the order in which it runs, across branches and residual joins. Batches
-walk in step, so that a layer learns from all images while no more than their way to its input is in memory.
+walk in step, so that a layer learns from many images while no more than their way to its input is in memory.
 
 Source: asymmetric reconstruction, Zhang et al. (2015), with the whitened cut of `decompose`.
 """
@@ -28,7 +28,7 @@ from ..allocator import give_back
 from ..analysis.batch_axis import batch_axes
 from ..analysis.in_step import InStep, OtherWaysError, run_in_step
 from ..analysis.inputs import Samples, joined
-from ..analysis.memory import images_at_once, images_in_memory, images_waiting
+from ..analysis.memory import images_at_once, images_in_memory, images_in_step
 from ..analysis.norm_pairs import norm_pairs
 from ..analysis.output_metrics import OutputMetrics
 from ..analysis.probe import evaluating
@@ -75,7 +75,7 @@ def reconstruct(
     Args:
         model: the dense network; untouched.
         plan: forms and ranks; already checked against the model.
-        images: (N, ...) calibration inputs; as many are used as may wait before a layer.
+        images: (N, ...) calibration inputs; each layer learns from as many as may wait before it.
         ridge: of the inputs' metric in which ranks are cut, relative to the mean of a moment's diagonal.
         metrics: of the outputs; without one, every output of a layer counts the same.
         refit: whether layers that stay dense make up for those before them, too.
@@ -86,7 +86,7 @@ def reconstruct(
     """
     layers = survey(model, images[:1], pairs=False)
     shapes = [layer.shape for layer in layers]
-    images = images[: images_waiting(shapes, len(images))]
+    images = images[: images_in_step(shapes, len(images))]
     staying = {
         layer.name: layer.shape
         for layer in layers

@@ -2,7 +2,8 @@
 
 A twin makes its replacement when images first reach it, from what the layer reads in both networks and what it gives
 in the dense one; `sequential` says how. The images come in batches that walk in step, and meet in each twin: each
-brings its moments, and the last one makes the replacement of them all.
+brings its moments, and the last one makes the replacement of them all. Where not all of them may wait before a layer,
+it learns from some of them.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from ..analysis.in_step import InStep
+from ..analysis.memory import images_waiting
 from ..analysis.running import named
 from ..lowrank.decomposition import Factors, decompose
 from ..lowrank.forms import Form, matricise, matrix_size, rebuild
@@ -49,6 +51,20 @@ class Walk(NamedTuple):
     def images(self) -> int:
         """In all batches."""
         return sum(batch.images for batch in self.batches)
+
+    def learning(self, shape: LayerShape) -> list[int]:
+        """Places of the batches that a layer learns from: of both kinds, as many as may wait before it."""
+        fit = images_waiting(shape)
+        if fit >= self.images:
+            return list(range(len(self.batches)))
+        places = []
+        for judges, some in ((False, fit - fit // 3), (True, fit // 3)):
+            taken = 0
+            for place, batch in enumerate(self.batches):
+                if batch.judges is judges and (not taken or taken + batch.images <= some):
+                    places.append(place)
+                    taken += batch.images
+        return places
 
 
 class Seen(NamedTuple):
@@ -91,6 +107,7 @@ class Twin(nn.Module):
         self.axis = axis if axis == 0 or shape.linear else None
         self._shape = shape
         self._walk = walk
+        self._learning = walk.learning(shape)
         self._centred = normed or dense.bias is not None
         self._ridge = ridge
         self._on_layer = on_layer
@@ -142,11 +159,11 @@ class Twin(nn.Module):
         return self.axis if all(whole for whole, _ in inputs) and any(changed for _, changed in inputs) else None
 
     def _meet(self, where: str, value: Any, combine: Callable[[list[Any]], Any]) -> Any:
-        return self._walk.step.meet((self.name, where), value, combine)
+        return self._walk.step.meet((self.name, where), value, combine, members=self._learning)
 
     def _pool(self, where: str, part: PartOrNone, combine: Callable[[list[Part]], Any]) -> Any:
         """Meets with moments, which are pooled as they come: those of one batch take up to 300 MB."""
-        return self._walk.step.meet((self.name, where), part, combine, Split.gather)
+        return self._walk.step.meet((self.name, where), part, combine, Split.gather, self._learning)
 
     def _alone(self) -> None:
         """Makes the replacement without images, if there is to be one."""
@@ -170,8 +187,9 @@ class Twin(nn.Module):
         """So much of a batch as has to be seen of whole windows."""
         assert self.axis is not None
         places = seen.y[:1].numel() // self._shape.outputs if self.axis == 0 else 1
-        wanted = max(enough.images, enough.samples * self._columns // max(1, places))
-        return Seen(*thinned(seen, self.axis, self._walk.here, self._walk.images, wanted))
+        wanted = enough.wanted(self._columns, places, self._shape.groups)
+        learning = sum(self._walk.batches[place].images for place in self._learning)
+        return Seen(*thinned(seen, self.axis, self._walk.here, learning, wanted))
 
     def _moments(self, seen: Seen, form: Form = Form.CHANNEL) -> PartOrNone:
         """Of x and z in a form, if there are some; of y instead of x where windows are whole."""

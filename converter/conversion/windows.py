@@ -27,10 +27,17 @@ class Enough(NamedTuple):
     Attributes:
         images: how many.
         samples: for each value of a window.
+        macs: to spend on their products; images differ, and windows of a few values cost next to nothing.
     """
 
     images: int
     samples: int
+    macs: int = 4 * 10**9
+
+    def wanted(self, columns: int, places: int, groups: int) -> int:
+        """Images of windows of so many values each, in so many places of an image."""
+        costs = max(1, groups * places * columns**2)
+        return max(self.images, self.samples * columns // max(1, places), self.macs // costs)
 
 
 TO_REFIT = Enough(64, 80)
@@ -48,8 +55,8 @@ def thinned(parts: Sequence[Tensor], axis: int, here: Batch, images: int, wanted
         parts: tensors with images along `axis`, as many blocks in each.
         axis: 0 for a convolution.
         here: the batch.
-        images: in all batches.
-        wanted: blocks of all batches; where they have less, all are taken.
+        images: in all batches that the layer learns from.
+        wanted: blocks of these batches; where they have less, all are taken.
     """
     blocks = parts[0].shape[axis] // here.images
     every = max(1, images * blocks // wanted)

@@ -117,11 +117,12 @@ def test_batches_images_and_limits(residual: nn.Module) -> None:
         calibrate(residual, layers, images / 0)
 
 
-def test_images_are_cut_to_memory(residual: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_more_images_than_walk_in_step(residual: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
     layers = survey(residual, EXAMPLE)
-    read, given = 4 * 24 * 16 * 16, 4 * 32 * 8 * 8  # bytes, of `down`
-    for spare, fit in ((0, 5), (-1, 4)):
-        monkeypatch.setattr(memory_module, "ACTIVATION_BYTES", (3 * read + given) * 5 + spare)
+    most = 4 * (24 * 16 * 16 + 32 * 8 * 8)  # bytes, of `down`
+    monkeypatch.setattr(memory_module, "_MOST_BATCHES", 3)
+    for spare, fit in ((0, 6), (-1, 3)):
+        monkeypatch.setattr(memory_module, "_AT_ONCE", 4 * most * 2 + spare)
         assert len(calibrate(residual, layers, torch.randn(10, 3, 16, 16)).images) == fit
 
 

@@ -34,6 +34,32 @@ def test_all_bring_something_and_all_are_told_the_same(count: int, meetings: int
     assert order == [(number, place) for number in range(meetings) for place in range(count)]
 
 
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.sets(st.integers(1, 4)), max_size=6))
+def test_who_is_not_needed_stays_where_it_was(others: list[set[int]]) -> None:
+    step, ran = InStep(5), []
+    decided: set[int] = set()
+
+    def walk(place: int) -> None:
+        for number, needed in enumerate(others):
+            ran.append((place, number))
+            if number in decided:  # comes by later
+                continue
+            members = {0, *needed}
+            assert place in members
+            assert step.meet(number, place, tuple, members=members) == tuple(sorted(members))
+            decided.add(number)
+        ran.append((place, len(others)))
+
+    step.run(walk)
+    assert sorted(ran) == sorted((place, number) for place in range(5) for number in range(len(others) + 1))
+    for place in range(1, 5):  # what is decided without it lies behind the next meeting that it is needed for
+        for number, needed in enumerate(others):
+            if place not in needed:
+                first = next((later for later in range(number, len(others)) if place in others[later]), len(others))
+                assert ran.index((place, number)) > ran.index((0, first))
+
+
 @pytest.mark.parametrize("fails", [0, 1, 2])
 @pytest.mark.parametrize("error", [ValueError("broken"), KeyboardInterrupt()])
 def test_where_one_fails_all_end(fails: int, error: BaseException) -> None:

@@ -118,6 +118,31 @@ def test_batches_in_step_learn_what_one_batch_would(many: int, monkeypatch: pyte
     assert (mine - theirs).norm() < 1e-3 * (theirs - exact).norm()
 
 
+def test_layers_learn_from_as_many_images_as_may_wait_before_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    dense = _network()
+    plan, calibration = _cut(dense, keep=("2", "9"))
+    monkeypatch.setattr(sequential, "images_at_once", lambda _shapes: 4)
+    once = convert(dense, plan, calibration=calibration)
+    seen: list[tuple[int, int, bool]] = []
+    moments = twins.Twin._moments
+
+    def looked(self: twins.Twin, *of: Any) -> Any:
+        seen.append((self._shape.inputs, self._walk.here.start, self._walk.here.judges))
+        return moments(self, *of)
+
+    monkeypatch.setattr(twins.Twin, "_moments", looked)
+    monkeypatch.setattr(twins, "images_waiting", lambda shape: 12 if shape.inputs == 6 else 1000)
+    few = convert(dense, plan, calibration=calibration)
+    assert {at[1:] for at in seen if at[0] == 6} == {(0, False), (4, False), (60, True)}
+    assert {at[1:] for at in seen if at[0] != 6} == {
+        *((start, False) for start in range(0, 60, 4)),
+        *((start, True) for start in range(60, 90, 4)),
+    }
+    with torch.no_grad():
+        mine, theirs, exact = (model(_images(1)) for model in (few, once, dense))
+    assert (mine - exact).norm() < 1.2 * (theirs - exact).norm()
+
+
 def test_attention_learns_from_batches_in_step(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
     dense = VisionTransformer(16, 4, num_layers=1, num_heads=2, hidden_dim=16, mlp_dim=32, num_classes=5).eval()
