@@ -25,7 +25,7 @@ from .running import class_axis, run, scores_in
 TEMPERATURE = 4.0
 """By which scores are divided; divergences are given times its square, so that they compare with those at 1."""
 
-_BATCH_BYTES = 2**30
+_BATCH_BYTES = 3 * 2**28
 
 
 def images_with_slopes(bytes_an_image: int) -> int:

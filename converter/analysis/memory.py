@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 from ..lowrank.shapes import LayerShape, Map
 
-ACTIVATION_BYTES = 3 * 2**29
+ACTIVATION_BYTES = 2**30
 """For the activations that are alive at a time: the same on all machines, which so get the same network."""
 
 _AT_ONCE = 2**29

@@ -185,7 +185,7 @@ def _at_once(model: nn.Module, images: Samples, batch: int) -> int:
     finally:
         for handle in handles:
             handle.remove()
-    return max(1, min(batch, ACTIVATION_BYTES // (4 * max(1, taken))))
+    return max(1, min(batch, ACTIVATION_BYTES // (2 * max(1, taken))))
 
 
 def _floats(answer: Any) -> list[Tensor]:

@@ -11,11 +11,13 @@ from __future__ import annotations
 import copy
 import functools
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from ..allocator import give_back
 from ..analysis.in_step import InStep
 from ..analysis.memory import images_waiting
 from ..analysis.running import named
@@ -30,8 +32,12 @@ from ..lowrank.shapes import LayerShape, Plain
 from ..lowrank.sweeping import sweepable, swept
 from .windows import TO_REFIT, Batch, Enough, thinned, to_cut
 
+_LAYERS_BEHIND = 2
+"""A layer that not all images may wait for, in which the others come by and leave free what their maps took."""
 
-class Walk(NamedTuple):
+
+@dataclass
+class Walk:
     """All images on their way.
 
     Attributes:
@@ -41,6 +47,7 @@ class Walk(NamedTuple):
 
     step: InStep
     batches: Sequence[Batch]
+    _room_to_make: int = field(default=-1, init=False)
 
     @property
     def here(self) -> Batch:
@@ -51,6 +58,18 @@ class Walk(NamedTuple):
     def images(self) -> int:
         """In all batches."""
         return sum(batch.images for batch in self.batches)
+
+    def arrive(self, learning: Sequence[int]) -> None:
+        """Is told by each batch that comes to a layer, and gives back what wide maps left behind.
+
+        Args:
+            learning: the batches that the layer learns from.
+        """
+        if self.step.place == 0:
+            full = len(learning) < len(self.batches)
+            self._room_to_make = _LAYERS_BEHIND if full else max(-1, self._room_to_make - 1)
+            if self._room_to_make >= 0:
+                give_back()
 
     def learning(self, shape: LayerShape) -> list[int]:
         """Places of the batches that a layer learns from: of both kinds, as many as may wait before it."""
@@ -120,6 +139,7 @@ class Twin(nn.Module):
 
     def forward(self, input: Tensor) -> Tensor:
         if self.made is None and self.axis is not None:
+            self._walk.arrive(self._learning)
             whole = self._is_whole(input)
             self.axis = self._meet("its input", (whole, whole and self._has_changed(input)), self._agreed)
         elif self.axis is not None and not self._is_whole(input):
