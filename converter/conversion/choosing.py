@@ -26,7 +26,7 @@ from .converting import convert
 _FEWEST_FITTED, _MOST_FITTED, _JUDGED = 64, 128, 300
 """Images; a third of them all judges."""
 
-_TRIAL_MACS = 8e10
+_TRIAL_MACS = 1.6e11
 """Multiply-adds to spend on the fits of one trial, which decides how many images they see."""
 
 _MACS = 1.5e11
@@ -37,7 +37,7 @@ _WALKS = 4
 
 _FEWEST, _MOST = 3, 16
 
-_TOO_LONG = 4e11
+_TOO_LONG = 6e11
 """Multiply-adds that the fewest trials may cost: beyond, none is made."""
 
 
