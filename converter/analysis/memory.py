@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from ..lowrank.shapes import LayerShape, Map
 
 ACTIVATION_BYTES = 2**30
-"""For the activations that are alive at a time: the same on all machines, which so get the same network."""
+"""For the activations that are alive at a time: the same on all machines, which so learn from the same images."""
 
 _AT_ONCE = 2**29
 

@@ -38,7 +38,8 @@ from ..errors import ConverterWarning, ModelError
 from ..lowrank.layers import LowRank
 from ..lowrank.shapes import Plain
 from ..planning.plan import Plan
-from .twins import Cut, Refit, Twin, Walk
+from .twins import Cut, Refit, Twin
+from .walking import Walk
 from .windows import Batch
 
 _FEWEST_TO_SPLIT = 12

@@ -11,15 +11,11 @@ from __future__ import annotations
 import copy
 import functools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from ..allocator import give_back
-from ..analysis.in_step import InStep
-from ..analysis.memory import images_waiting
 from ..analysis.running import named
 from ..lowrank.decomposition import Factors, decompose
 from ..lowrank.forms import Form, matricise, matrix_size, rebuild
@@ -30,60 +26,8 @@ from ..lowrank.refitting import refit_second, second_moments
 from ..lowrank.regression import Part, PartOrNone, Split, fit_on, nearest_map
 from ..lowrank.shapes import LayerShape, Plain
 from ..lowrank.sweeping import sweepable, swept
-from .windows import TO_REFIT, Batch, Enough, thinned, to_cut
-
-_LAYERS_BEHIND = 2
-"""A layer that not all images may wait for, in which the others come by and leave free what their maps took."""
-
-
-@dataclass
-class Walk:
-    """All images on their way.
-
-    Attributes:
-        step: in which batches meet.
-        batches: in order.
-    """
-
-    step: InStep
-    batches: Sequence[Batch]
-    _room_to_make: int = field(default=-1, init=False)
-
-    @property
-    def here(self) -> Batch:
-        """The one that runs."""
-        return self.batches[self.step.place]
-
-    @property
-    def images(self) -> int:
-        """In all batches."""
-        return sum(batch.images for batch in self.batches)
-
-    def arrive(self, learning: Sequence[int]) -> None:
-        """Is told by each batch that comes to a layer, and gives back what wide maps left behind.
-
-        Args:
-            learning: the batches that the layer learns from.
-        """
-        if self.step.place == 0:
-            full = len(learning) < len(self.batches)
-            self._room_to_make = _LAYERS_BEHIND if full else max(-1, self._room_to_make - 1)
-            if self._room_to_make >= 0:
-                give_back()
-
-    def learning(self, shape: LayerShape) -> list[int]:
-        """Places of the batches that a layer learns from: of both kinds, as many as may wait before it."""
-        fit = images_waiting(shape)
-        if fit >= self.images:
-            return list(range(len(self.batches)))
-        places = []
-        for judges, some in ((False, fit - fit // 3), (True, fit // 3)):
-            taken = 0
-            for place, batch in enumerate(self.batches):
-                if batch.judges is judges and (not taken or taken + batch.images <= some):
-                    places.append(place)
-                    taken += batch.images
-        return places
+from .walking import Walk
+from .windows import TO_REFIT, Enough, thinned, to_cut
 
 
 class Seen(NamedTuple):

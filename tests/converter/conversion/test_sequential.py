@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torchvision.models.vision_transformer import VisionTransformer
 
 from dprp.converter import Calibration, FixedRank, Plan, calibrate, convert, plan_ranks, survey
-from dprp.converter.conversion import sequential, twins
+from dprp.converter.conversion import sequential, twins, walking
 from dprp.converter.conversion.windows import Enough
 
 
@@ -131,7 +131,7 @@ def test_layers_learn_from_as_many_images_as_may_wait_before_them(monkeypatch: p
         return moments(self, *of)
 
     monkeypatch.setattr(twins.Twin, "_moments", looked)
-    monkeypatch.setattr(twins, "images_waiting", lambda shape: 12 if shape.inputs == 6 else 1000)
+    monkeypatch.setattr(walking, "images_waiting", lambda shape: 12 if shape.inputs == 6 else 1000)
     few = convert(dense, plan, calibration=calibration)
     assert {at[1:] for at in seen if at[0] == 6} == {(0, False), (4, False), (60, True)}
     assert {at[1:] for at in seen if at[0] != 6} == {
