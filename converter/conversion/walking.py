@@ -16,7 +16,7 @@ from ..lowrank.shapes import LayerShape
 from .windows import Batch
 
 _LAYERS_BEHIND = 2
-"""A layer before which not all images may wait: there the others come by, and leave free what their maps took."""
+"""So many behind a layer before which not all images may wait: the others come by there, and leave holes behind."""
 
 
 @dataclass
