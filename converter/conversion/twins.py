@@ -27,6 +27,7 @@ from ..lowrank.regression import Part, PartOrNone, Split, fit_on, nearest_map
 from ..lowrank.shapes import LayerShape, Plain
 from ..lowrank.sweeping import sweepable, swept
 from .walking import Walk
+from .weighing import image_weights, power
 from .windows import TO_REFIT, Enough, thinned, to_cut
 
 
@@ -37,11 +38,13 @@ class Seen(NamedTuple):
         x: what the dense layer reads.
         y: what it gives for that.
         z: what the replacement reads.
+        weights: how much each image counts, (N,), or each row of a dense layer, of z's shape but for the last axis.
     """
 
     x: Tensor
     y: Tensor
     z: Tensor
+    weights: Tensor
 
 
 class Twin(nn.Module):
@@ -95,7 +98,7 @@ class Twin(nn.Module):
         wanted = self.dense(x)
         if self.made is None:
             with named(self.name, "fitting it"), torch.autocast(z.device.type, enabled=False):
-                made = self._fit(Seen(x, wanted, z))
+                made = self._fit(Seen(x, wanted, z, self._weights(wanted)))
                 if self._centred:
                     self._take_up_mean(made, x, z)
                 self.made = made
@@ -129,6 +132,18 @@ class Twin(nn.Module):
         """Meets with moments, which are pooled as they come: those of one batch take up to 300 MB."""
         return self._walk.step.meet((self.name, where), part, combine, Split.gather, self._learning)
 
+    def _weights(self, wanted: Tensor) -> Tensor:
+        assert self.axis is not None
+        images, linear = self._walk.here.images, self._shape.linear
+        found = self._meet("its answers", power(wanted, self.axis, images, linear), image_weights)
+        counted: Tensor = found[self._learning.index(self._walk.step.place)]
+        counted = counted.repeat_interleave(wanted.shape[self.axis] // images)
+        if not linear:
+            return counted
+        sizes = [1] * (wanted.dim() - 1)
+        sizes[self.axis] = -1
+        return counted.reshape(sizes).expand(wanted.shape[:-1])
+
     def _alone(self) -> None:
         """Makes the replacement without images, if there is to be one."""
 
@@ -158,16 +173,16 @@ class Twin(nn.Module):
     def _moments(self, seen: Seen, form: Form = Form.CHANNEL) -> PartOrNone:
         """Of x and z in a form, if there are some; of y instead of x where windows are whole."""
         assert self.axis is not None
-        x, y, z = seen
-        shape, (count, judges) = self._shape, (z.shape[self.axis], self._walk.here.judges)
-        if count == 0:
-            return None, count, judges
+        x, y, z, weights = seen
+        shape, judges, counted = self._shape, self._walk.here.judges, float(weights.double().sum())
+        if z.shape[self.axis] == 0:
+            return None, 0.0, judges
         if form is Form.CHANNEL and shape.outputs // shape.groups < self._columns:
-            return answer_moments(y, z, shape), count, judges
-        moments = pair_moments(x, z, shape, form)
+            return answer_moments(y, z, shape, weights), counted, judges
+        moments = pair_moments(x, z, shape, form, weights)
         if form is Form.CHANNEL:  # wide answers would take longer
             moments = moments.through(matricise(self.dense.weight, shape, form).double())
-        return moments, count, judges
+        return moments, counted, judges
 
     def _take_up_mean(self, made: LowRank | Plain, x: Tensor, z: Tensor) -> None:
         part = (summed(x, self._shape), summed(z, self._shape))
@@ -242,8 +257,9 @@ class Cut(Twin):
         """Moments of what the layer gives and of what the second factor reads, where that is left to be fitted."""
         shape, form, judges = self._shape, self._form, self._walk.here.judges
         if done or shape.linear or form is Form.CHANNEL or not len(seen.z):
-            return None, 0, judges
-        return second_moments(factors, shape, form, seen.z, seen.y), len(seen.z), judges
+            return None, 0.0, judges
+        counted = float(seen.weights.double().sum())
+        return second_moments(factors, shape, form, seen.z, seen.y, seen.weights), counted, judges
 
     def _second(self, factors: Factors, parts: list[Part]) -> LowRank:
         if parts:

@@ -82,12 +82,14 @@ class PairMoments(NamedTuple):
 
 
 @torch.no_grad()
-def pair_moments(x: Tensor, z: Tensor, shape: LayerShape, form: Form) -> PairMoments:
+def pair_moments(x: Tensor, z: Tensor, shape: LayerShape, form: Form, weights: Tensor | None = None) -> PairMoments:
     """Moments of the patches that the first factor sees.
 
     Args:
         x, z: (N, inputs, ...), or (..., inputs) for a linear layer; the same tensor when there is one network.
         shape, form: the layer and its form; n is the number of columns of its matrix.
+        weights: how much each image (N,) counts, or each row of a linear layer, of z's shape but for the last axis;
+            all the same without.
 
     Raises:
         ModelError: the moments are not finite.
@@ -98,22 +100,24 @@ def pair_moments(x: Tensor, z: Tensor, shape: LayerShape, form: Form) -> PairMom
     first, _ = factor_shapes(shape, form, 1)
     with torch.autocast(z.device.type, enabled=False):
         if _side_by_side(first):
-            found = _of_windows(x, z, first, first)
+            found = _of_windows(x, z, first, first, weights)
         elif x is z:
-            found = moments_of((part, part) for part in patches(z, first))
+            found = moments_of(((part, part) for part in patches(z, first)), _by_sample(weights, z, first))
         else:
-            found = moments_of(zip(patches(x, first), patches(z, first), strict=True))
+            parts = zip(patches(x, first), patches(z, first), strict=True)
+            found = moments_of(parts, _by_sample(weights, z, first))
     return _checked(found, z, shape)
 
 
 @torch.no_grad()
-def answer_moments(y: Tensor, z: Tensor, shape: LayerShape) -> PairMoments:
+def answer_moments(y: Tensor, z: Tensor, shape: LayerShape, weights: Tensor | None = None) -> PairMoments:
     """Moments of what a layer gives, and of the whole windows that it reads.
 
     Args:
         y: (N, outputs, ...), or (..., outputs) of a linear layer.
         z: (N, inputs, ...), or (..., inputs); not necessarily what y was made of.
         shape: of the layer.
+        weights: as for `pair_moments`.
 
     Raises:
         ModelError: the moments are not finite.
@@ -123,9 +127,9 @@ def answer_moments(y: Tensor, z: Tensor, shape: LayerShape) -> PairMoments:
     """
     with torch.autocast(z.device.type, enabled=False):
         if _side_by_side(shape):
-            found = _of_windows(y, z, shape, _of_a_tap(shape))
+            found = _of_windows(y, z, shape, _of_a_tap(shape), weights)
         else:
-            found = moments_of(answered_patches(y, z, shape))
+            found = moments_of(answered_patches(y, z, shape), _by_sample(weights, z, shape))
     return _checked(found, z, shape)
 
 
@@ -139,12 +143,20 @@ def _checked(found: PairMoments, z: Tensor, shape: LayerShape) -> PairMoments:
     return PairMoments(*(part.squeeze(0) for part in found)) if shape.groups == 1 else found
 
 
-def moments_of(parts: Iterable[tuple[Tensor, Tensor]]) -> PairMoments:
+def _by_sample(weights: Tensor | None, z: Tensor, layer: LayerShape) -> Tensor | None:
+    """Those of images at each of their windows, and those of rows in their order."""
+    if weights is None or layer.linear:
+        return None if weights is None else weights.flatten()
+    return weights.repeat_interleave(next(patches(z[:1], layer)).shape[-1])
+
+
+def moments_of(parts: Iterable[tuple[Tensor, Tensor]], weights: Tensor | None = None) -> PairMoments:
     """Moments of samples that come some at a time.
 
     Args:
         parts: x (groups, m, samples) and z (groups, n, samples), one at least; one tensor twice where they are the
             same.
+        weights: how much each sample counts, (all samples,); all the same without.
 
     Returns:
         Means over all samples. Products are taken in the samples' type about the mean of the first part, so that
@@ -152,7 +164,7 @@ def moments_of(parts: Iterable[tuple[Tensor, Tensor]]) -> PairMoments:
     """
     sums: list[Tensor] = []
     about_x = about_z = torch.zeros(())
-    count, tiny = 0, False
+    count, start, tiny = 0.0, 0, False
     for x, z in parts:
         same = x is z
         if not sums:
@@ -164,16 +176,21 @@ def moments_of(parts: Iterable[tuple[Tensor, Tensor]]) -> PairMoments:
             about_z = z.mean(-1, keepdim=True)
             about_x = about_z if same else x.mean(-1, keepdim=True)
         z = z - about_z
-        found = [z @ z.mT, z.sum(-1)]
+        counted = z
+        if weights is not None:
+            some = weights[start : start + z.shape[-1]].to(z.dtype)
+            counted = z * some
+        found = [counted @ z.mT, counted.sum(-1)]
         if not same:
             x = x - about_x
-            found += [x @ z.mT, x.sum(-1)]
+            found += [x @ counted.mT, x.sum(-1) if weights is None else (x @ some)]
         sums = _added(sums, found)
-        count += z.shape[-1]
+        count += z.shape[-1] if weights is None else float(some.double().sum())
+        start += z.shape[-1]
     return _about_zero(sums, count, about_x.squeeze(-1), about_z.squeeze(-1))
 
 
-def _of_windows(x: Tensor, z: Tensor, layer: LayerShape, reads: LayerShape) -> PairMoments:
+def _of_windows(x: Tensor, z: Tensor, layer: LayerShape, reads: LayerShape, weights: Tensor | None) -> PairMoments:
     """As `moments_of` of `patches`, by shifts of the maps (N, channels, ...), of a convolution without a stride.
 
     Args:
@@ -181,6 +198,7 @@ def _of_windows(x: Tensor, z: Tensor, layer: LayerShape, reads: LayerShape) -> P
         z: what the layer reads.
         layer: whose windows those of z are.
         reads: whose windows those of x are: the layer, or one of a single tap.
+        weights: (N,) of the images.
     """
     same = x is z
     if z.dim() == 1 + len(layer.kernel):  # one image without a batch
@@ -190,14 +208,15 @@ def _of_windows(x: Tensor, z: Tensor, layer: LayerShape, reads: LayerShape) -> P
     of_z, of_x = _Maps(z, layer, kind), _Maps(x, reads, kind)
     second = WindowProducts(axes, same=True)
     cross = WindowProducts(axes, same=False) if reads is layer else TapProducts(axes)
-    count, images = 0, max(1, CHUNK_BYTES // (4 * max(1, z[:1].numel())))
-    for some_x, some_z in zip(torch.split(x, images), torch.split(z, images), strict=True):
-        q = of_z.added(some_z)
+    counts = torch.ones(len(z), device=z.device) if weights is None else weights
+    count, images = 0.0, max(1, CHUNK_BYTES // (4 * max(1, z[:1].numel())))
+    for some_x, some_z, some in zip(*(torch.split(every, images) for every in (x, z, counts)), strict=True):
+        q = of_z.added(some_z, some)
         second.add(q, q)
         if not same:
-            cross.add(of_x.added(some_x), q)
+            cross.add(of_x.added(some_x, some), q)
         places = [size - axis.dilation * (axis.taps - 1) for size, axis in zip(q.shape[2:], axes, strict=True)]
-        count += len(q) * math.prod(places)
+        count += float(some.double().sum()) * math.prod(places)
     sums: list[Tensor] = []
     for products, maps in ((second, of_z), (cross, of_x))[: 1 if same else 2]:
         columns = maps.windows_sum()
@@ -220,10 +239,12 @@ class _Maps:
         self._about = means.reshape(-1, *[1] * (maps.dim() - 2))
         self._total: Tensor | None = None
 
-    def added(self, some: Tensor) -> Tensor:
-        """Some images about that point, which count from now on."""
+    def added(self, some: Tensor, counts: Tensor) -> Tensor:
+        """Some images about that point, which count so much from now on; times the roots of that."""
         maps = padded(some.to(self._kind), self._layer) - self._about
-        total = over_images(maps).double()
+        roots = counts.to(self._kind).sqrt().reshape(-1, *[1] * (maps.dim() - 1))
+        maps *= roots
+        total = over_images(maps * roots).double()
         self._total = total if self._total is None else self._total + total
         return maps
 
@@ -264,15 +285,15 @@ def _added(sums: list[Tensor], found: list[Tensor]) -> list[Tensor]:
     return sums
 
 
-def _about_zero(sums: list[Tensor], count: int, about_x: Tensor, about_z: Tensor) -> PairMoments:
+def _about_zero(sums: list[Tensor], count: float, about_x: Tensor, about_z: Tensor) -> PairMoments:
     """Moments about zero, of sums of (z - b)(z - b)^T and z - b, and of (x - a)(z - b)^T and x - a where x is not z.
 
     Args:
         sums: float64, changed in place; (groups, n, n) and (groups, n), and (groups, m, n) and (groups, m).
-        count: samples in them.
+        count: samples in them, or the sum of their weights.
         about_x, about_z: a (groups, m) and b (groups, n).
     """
-    second, off_z, *of_pairs = (total.div_(max(1, count)) for total in sums)
+    second, off_z, *of_pairs = (total.div_(count or 1.0) for total in sums)
     far_z = about_z.double()
     mean_z = far_z + off_z
 

@@ -25,7 +25,9 @@ from .shapes import LayerShape
 
 
 @torch.no_grad()
-def second_moments(factors: Factors, shape: LayerShape, form: Form, z: Tensor, wanted: Tensor) -> PairMoments | None:
+def second_moments(
+    factors: Factors, shape: LayerShape, form: Form, z: Tensor, wanted: Tensor, weights: Tensor | None = None
+) -> PairMoments | None:
     """Moments of what a layer shall give and of what its second factor reads, behind the first one.
 
     Args:
@@ -33,6 +35,7 @@ def second_moments(factors: Factors, shape: LayerShape, form: Form, z: Tensor, w
         shape, form: of a convolution.
         z: (N, inputs, ...) what the layer will read.
         wanted: (N, outputs, ...) what it shall give; without the bias, unless they will be centred.
+        weights: (N,) how much each image counts; all the same without.
 
     Returns:
         None where there is nothing to gain, as the first factor sees the whole window, or the moment would be too
@@ -42,7 +45,7 @@ def second_moments(factors: Factors, shape: LayerShape, form: Form, z: Tensor, w
     if form is Form.CHANNEL or factors.rank * math.prod(second.kernel) > LARGEST_MOMENT:
         return None
     kernel = rebuild(factors.v, first, Form.CHANNEL).float()
-    return answer_moments(wanted, convolve(z.float(), kernel, None, first), second)
+    return answer_moments(wanted, convolve(z.float(), kernel, None, first), second, weights)
 
 
 @torch.no_grad()

@@ -24,9 +24,9 @@ _CHOOSING = 128
 """Rows of a map that choose its ridge: each is a regression of its own, and all share the ridge."""
 
 
-Part = tuple[PairMoments, int, bool]
-PartOrNone = tuple[PairMoments | None, int, bool]
-"""Moments, of how many images or samples they are, and whether these judge."""
+Part = tuple[PairMoments, float, bool]
+PartOrNone = tuple[PairMoments | None, float, bool]
+"""Moments, how much the images count that they are of, and whether these judge."""
 
 
 class Split(NamedTuple):
@@ -66,7 +66,7 @@ class Split(NamedTuple):
         return self.fitted if self.judged is None else self.fitted.pooled(self.judged, self.part)
 
 
-def _pooled(parts: Sequence[tuple[PairMoments, int]]) -> PairMoments:
+def _pooled(parts: Sequence[tuple[PairMoments, float]]) -> PairMoments:
     found, total = parts[0]
     for moments, count in parts[1:]:
         total += count

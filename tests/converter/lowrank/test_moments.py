@@ -83,6 +83,25 @@ def test_answers_are_inputs_through_the_weight(layer: Plain, far: float, monkeyp
     torch.testing.assert_close(found.mean_x, wanted.mean_x + bias, rtol=1e-4, atol=1e-4)
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("layer", [*LAYERS, nn.Linear(6, 3)], ids=str)
+def test_an_image_that_counts_three_times_is_there_three_times(layer: Plain, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(patches_module, "CHUNK_BYTES", 1)
+    monkeypatch.setattr(moments_module, "CHUNK_BYTES", 1)
+    shape, times = shape_of(layer), torch.tensor([1, 3, 0, 2])
+    x = torch.randn(4, 5, 6) if shape.linear else an_input(layer, 4)
+    z, y = x + 0.3 * torch.randn_like(x), layer(x)
+    weights = times[:, None].expand(4, 5).float() if shape.linear else times.float()
+    often_x, often_y, often_z = (part.repeat_interleave(times, 0) for part in (x, y, z))
+    for wanted, found in (
+        (pair_moments(often_x, often_z, shape, Form.CHANNEL), pair_moments(x, z, shape, Form.CHANNEL, weights)),
+        (pair_moments(often_z, often_z, shape, Form.SPATIAL), pair_moments(z, z, shape, Form.SPATIAL, weights)),
+        (answer_moments(often_y, often_z, shape), answer_moments(y, z, shape, weights)),
+    ):
+        for ours, theirs in zip(found, wanted, strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("far", [0.0, 1e4])
 def test_covariances_are_exact_however_large_the_mean(far: float) -> None:
     """In float32 the products about zero alone would round all of it away."""
