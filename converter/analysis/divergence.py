@@ -25,7 +25,12 @@ def answers(model: nn.Module, images: Samples, *, batch: int = 50, temperature: 
     """
     with evaluating(model):
         parts = [log_probabilities(run(model, part)) for part in images.split(batch)]
-    return parts if temperature == 1.0 else [F.log_softmax(part / temperature, -1) for part in parts]
+    return [softened(part, temperature) for part in parts]
+
+
+def softened(answers: Tensor, temperature: float) -> Tensor:
+    """Log-probabilities (..., classes) at a temperature."""
+    return answers if temperature == 1.0 else F.log_softmax(answers / temperature, -1)
 
 
 def divergence_between(ours: Sequence[Tensor], wanted: Sequence[Tensor], images: int) -> float:

@@ -1,8 +1,8 @@
 """Which of several plans holds: each is converted on some of the images and judged on others.
 
 Losses of layers add up only as long as they are small, and no rule for them is right for every network. What a plan
-does to the answers can be seen, without labels, before all images are spent on it. Answers are softened: sure ones
-say little of how near others came.
+does to the answers can be seen, without labels, before all images are spent on it. Sure answers, as those to images
+that a network has learned by heart, say little of how near others came: they are softened until they are less sure.
 
 Source: the idea of SPDY (Frantar and Alistarh 2022): plans come from scaled losses of layers, and the
 network decides.
@@ -14,11 +14,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from ..analysis.answer_slopes import TEMPERATURE
 from ..analysis.calibration import Calibration
-from ..analysis.divergence import answers, divergence_between
+from ..analysis.divergence import answers, divergence_between, softened
 from ..analysis.inputs import joined
 from ..planning.plan import Plan
 from .converting import convert
@@ -29,8 +28,8 @@ _FEWEST_FITTED, _MOST_FITTED, _JUDGED = 64, 128, 300
 _TRIAL_MACS = 1.6e11
 """Multiply-adds to spend on the fits of one trial, which decides how many images they see."""
 
-_MACS = 1.5e11
-"""Multiply-adds to spend on trials: about 20 s on two cores for a small network."""
+_MACS = 7e11
+"""Multiply-adds to spend on trials: about 30 s on two cores."""
 
 _WALKS = 4
 """Both networks walk through a conversion, and the new one twice again for the statistics of its norms."""
@@ -40,9 +39,12 @@ _FEWEST, _MOST = 3, 16
 _TOO_LONG = 6e11
 """Multiply-adds that the fewest trials may cost: beyond, none is made."""
 
+_TEMPERATURES, _SURE = (1.0, 2.0, 4.0), 0.9
+"""The first one at which the largest share of an answer is so much on average, or the last one."""
+
 
 def usual_trials(macs: int, images: int) -> int:
-    """Plans to try in about 20 s on two cores; three at least, or one, which is taken untried, where these take long.
+    """Plans to try in about 30 s on two cores; three at least, or one, which is taken untried, where these take long.
 
     Args:
         macs: of one image.
@@ -80,9 +82,20 @@ def choose_plan(model: nn.Module, plans: Sequence[Plan], calibration: Calibratio
     judges = calibration.images[::3][:_JUDGED]
     others = joined([calibration.images[1::3], calibration.images[2::3]])[: _fitted(plans[0].macs)]
     trial = replace(calibration, images=others)
-    wanted = answers(model, judges, temperature=TEMPERATURE)
+    sure = answers(model, judges)
+    temperature = _softening(sure)
+    wanted = [softened(part, temperature) for part in sure]
     scores = {}
     for place in sorted(different.values()):
-        ours = answers(convert(model, plans[place], calibration=trial, refit=False), judges, temperature=TEMPERATURE)
+        ours = answers(convert(model, plans[place], calibration=trial, refit=False), judges, temperature=temperature)
         scores[place] = divergence_between(ours, wanted, len(judges))
     return min(scores, key=lambda place: scores[place])
+
+
+def _softening(wanted: Sequence[Tensor]) -> float:
+    """The temperature at which answers, log-probabilities, are not too sure."""
+    for temperature in _TEMPERATURES[:-1]:
+        largest = torch.cat([softened(part, temperature).amax(-1).flatten() for part in wanted])
+        if float(largest.exp().mean()) <= _SURE:
+            return temperature
+    return _TEMPERATURES[-1]

@@ -20,7 +20,7 @@ from dprp.converter import (
     survey,
 )
 from dprp.converter.conversion import choosing as choosing_module
-from dprp.converter.conversion.choosing import usual_trials
+from dprp.converter.conversion.choosing import _softening, usual_trials
 
 
 def _images() -> Tensor:
@@ -81,7 +81,14 @@ def test_further_candidates_scale_each_layer_alike_in_all_its_forms(residual: nn
 
 def test_small_networks_are_tried_more_often() -> None:
     assert usual_trials(18 * 10**8, 200) == 1  # where three would take minutes
-    assert usual_trials(3 * 10**8, 200) == 3
-    assert usual_trials(4 * 10**7, 2000) == 4
+    assert usual_trials(3 * 10**8, 200) == 4
+    assert usual_trials(10**8, 2000) == 8
+    assert usual_trials(4 * 10**7, 2000) == 16
     assert usual_trials(10**6, 2000) == 16
     assert usual_trials(10**6, 1) == 16
+
+
+def test_answers_are_softened_as_far_as_they_are_sure() -> None:
+    scores = torch.tensor([[0.0, 1.0, 2.0], [2.0, -1.0, 0.0]])
+    for sure, temperature in ((1.0, 1.0), (2.0, 2.0), (4.0, 4.0), (50.0, 4.0)):
+        assert _softening([(sure * scores).log_softmax(-1)]) == temperature
