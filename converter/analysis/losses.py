@@ -13,7 +13,7 @@ from .calibration import Energies
 BLENDS = (0.75, 1.0, 0.5)
 """Weights of nats that are worth a trial, the one to take without a trial first."""
 
-_SPREAD = 0.5
+_SPREAD = 0.25
 """Of the logarithms by which a layer's losses are scaled for a trial."""
 
 
@@ -56,7 +56,7 @@ class Losses:
 
         Args:
             count: how many, one at least; of the first ones BLENDS has the weights.
-            seed: of the others: blends in which each layer's losses are multiplied by exp(0.5 n), n standard normal.
+            seed: of the others: blends in which each layer's losses are multiplied by exp(0.25 n), n standard normal.
 
         Source of the others: SPDY (Frantar and Alistarh 2022).
         """

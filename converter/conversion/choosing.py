@@ -22,13 +22,13 @@ from ..analysis.inputs import joined
 from ..planning.plan import Plan
 from .converting import convert
 
-_FEWEST_FITTED, _MOST_FITTED, _JUDGED = 64, 128, 300
+_FEWEST_FITTED, _MOST_FITTED, _JUDGED = 64, 512, 300
 """Images; a third of them all judges."""
 
 _TRIAL_MACS = 1.6e11
 """Multiply-adds to spend on the fits of one trial, which decides how many images they see."""
 
-_MACS = 7e11
+_MACS = 7.5e11
 """Multiply-adds to spend on trials: about 30 s on two cores."""
 
 _WALKS = 4
