@@ -28,15 +28,16 @@ _FEWEST_FITTED, _MOST_FITTED, _JUDGED = 64, 512, 300
 _TRIAL_MACS = 1.6e11
 """Multiply-adds to spend on the fits of one trial, which decides how many images they see."""
 
-_MACS = 7.5e11
+_MACS = 7e11
 """Multiply-adds to spend on trials: about 30 s on two cores."""
 
-_WALKS = 4
-"""Both networks walk through a conversion, and the new one twice again for the statistics of its norms."""
+_WALKS = 8
+"""Runs of the network that take as long as a conversion: both networks walk through it, with products of windows, and
+the new one twice again for the statistics of its norms."""
 
 _FEWEST, _MOST = 3, 16
 
-_TOO_LONG = 6e11
+_TOO_LONG = 9e11
 """Multiply-adds that the fewest trials may cost: beyond, none is made."""
 
 _TEMPERATURES, _SURE = (1.0, 2.0, 4.0), 0.9
@@ -87,7 +88,7 @@ def choose_plan(model: nn.Module, plans: Sequence[Plan], calibration: Calibratio
     wanted = [softened(part, temperature) for part in sure]
     scores = {}
     for place in sorted(different.values()):
-        ours = answers(convert(model, plans[place], calibration=trial, refit=False), judges, temperature=temperature)
+        ours = answers(convert(model, plans[place], calibration=trial), judges, temperature=temperature)
         scores[place] = divergence_between(ours, wanted, len(judges))
     return min(scores, key=lambda place: scores[place])
 
