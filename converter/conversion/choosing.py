@@ -41,7 +41,7 @@ _TOO_LONG = 9e11
 """Multiply-adds that the fewest trials may cost: beyond, none is made."""
 
 _TEMPERATURES, _SURE = (1.0, 2.0, 4.0), 0.9
-"""The first one at which the largest share of an answer is so much on average, or the last one."""
+"""The first one at which the largest share of an answer is at most so much on average, or the last one."""
 
 
 def usual_trials(macs: int, images: int) -> int:

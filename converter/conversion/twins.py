@@ -133,6 +133,7 @@ class Twin(nn.Module):
         return self._walk.step.meet((self.name, where), part, combine, Split.gather, self._learning)
 
     def _weights(self, wanted: Tensor) -> Tensor:
+        """How much each image counts, as `Seen` has it, by what the dense layer gives."""
         assert self.axis is not None
         images, linear = self._walk.here.images, self._shape.linear
         found = self._meet("its answers", power(wanted, self.axis, images, linear), image_weights)
