@@ -21,13 +21,16 @@ from .forms import Form, factor_shapes
 from .layers import padded
 from .patches import CHUNK_BYTES, answered_patches, over_images, patches, unfolded
 from .shapes import LayerShape
-from .shifts import Axis, TapProducts, WindowProducts
+from .shifts import Axis, TapProducts, WindowProducts, across_channels, by_channel
 
 _ROUNDING = 1e-12
 """Of float64 moments about zero, in what is left of them about the mean."""
 
 _TINY = 1e-15
 """Samples whose products float32 cannot hold."""
+
+_CACHED_BYTES = 4 * 2**20
+"""Of maps multiplied by channel at once: products of a few values for each one read wait for memory otherwise."""
 
 LARGEST_MOMENT = 6144
 """Columns of the largest moment made: a float64 matrix of 300 MB. Larger layers are cut without data."""
@@ -204,12 +207,13 @@ def _of_windows(x: Tensor, z: Tensor, layer: LayerShape, reads: LayerShape, weig
     if z.dim() == 1 + len(layer.kernel):  # one image without a batch
         z, x = z.unsqueeze(0), x.unsqueeze(0)
     axes = [Axis(*axis) for axis in zip(layer.kernel, layer.dilation, strict=True)]
+    product, most = (by_channel, _CACHED_BYTES) if _is_depthwise(layer) else (across_channels, CHUNK_BYTES)
     kind = torch.float64 if _is_tiny(z) else torch.float32
     of_z, of_x = _Maps(z, layer, kind), _Maps(x, reads, kind)
-    second = WindowProducts(axes, same=True)
-    cross = WindowProducts(axes, same=False) if reads is layer else TapProducts(axes)
+    second = WindowProducts(axes, same=True, product=product)
+    cross = WindowProducts(axes, same=False, product=product) if reads is layer else TapProducts(axes, product)
     counts = torch.ones(len(z), device=z.device) if weights is None else weights
-    count, images = 0.0, max(1, CHUNK_BYTES // (4 * max(1, z[:1].numel())))
+    count, images = 0.0, max(1, min(most, CHUNK_BYTES) // (4 * max(1, z[:1].numel())))
     for some_x, some_z, some in zip(*(torch.split(every, images) for every in (x, z, counts)), strict=True):
         q = of_z.added(some_z, some)
         second.add(q, q)
@@ -220,7 +224,7 @@ def _of_windows(x: Tensor, z: Tensor, layer: LayerShape, reads: LayerShape, weig
     sums: list[Tensor] = []
     for products, maps in ((second, of_z), (cross, of_x))[: 1 if same else 2]:
         columns = maps.windows_sum()
-        sums += [products.take().reshape(1, columns.shape[-1], -1), columns]
+        sums += [products.take().reshape(*columns.shape, -1), columns]
     return _about_zero(sums, count, of_x.windows_about(), of_z.windows_about())
 
 
@@ -249,14 +253,14 @@ class _Maps:
         return maps
 
     def windows_sum(self) -> Tensor:
-        """(1, columns) float64, over all windows so far."""
+        """(groups, columns) float64, over all windows so far."""
         assert self._total is not None
         within = replace(self._layer, padding=((0, 0),) * len(self._layer.kernel))
         return unfolded(self._total.unsqueeze(0), within).sum(-1)
 
     def windows_about(self) -> Tensor:
-        """(1, columns), the point as windows have it."""
-        return self._about.flatten().repeat_interleave(math.prod(self._layer.kernel)).unsqueeze(0)
+        """(groups, columns), the point as windows have it."""
+        return self._about.flatten().repeat_interleave(math.prod(self._layer.kernel)).reshape(self._layer.groups, -1)
 
 
 def _of_a_tap(layer: LayerShape) -> LayerShape:
@@ -268,8 +272,12 @@ def _of_a_tap(layer: LayerShape) -> LayerShape:
 
 def _side_by_side(layer: LayerShape) -> bool:
     """Whether windows overlap at every place, so that shifts serve all of them."""
-    plain = not layer.linear and not layer.transposed and layer.groups == 1
+    plain = not layer.linear and not layer.transposed and (layer.groups == 1 or _is_depthwise(layer))
     return plain and math.prod(layer.kernel) > 1 and all(stride == 1 for stride in layer.stride)
+
+
+def _is_depthwise(layer: LayerShape) -> bool:
+    return layer.groups == layer.inputs == layer.outputs
 
 
 def _is_tiny(samples: Tensor) -> bool:

@@ -9,7 +9,7 @@ more than the first. The sums are exact, borders included.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -26,6 +26,19 @@ class Axis(NamedTuple):
 Pair = tuple[tuple[int, ...], tuple[int, ...]]
 """Two taps of a kernel, each by its place on every axis."""
 
+Product = Callable[[Tensor, Tensor], Tensor]
+"""The sum over places of one map's channels times another's, both (..., channels): float64, a tensor of its own."""
+
+
+def across_channels(p: Tensor, q: Tensor) -> Tensor:
+    """(channels of p, channels of q), of each with each."""
+    return (p.reshape(-1, p.shape[-1]).mT @ q.reshape(-1, q.shape[-1])).double()
+
+
+def by_channel(p: Tensor, q: Tensor) -> Tensor:
+    """(channels,), of each with its own."""
+    return (p * q).flatten(0, -2).sum(0).double()
+
 
 class WindowProducts:
     """The sum over all windows, which lie side by side without a stride, of one map's times another's.
@@ -33,10 +46,11 @@ class WindowProducts:
     Args:
         axes: of the kernel.
         same: whether both maps are always the same one, so that of two mirrored pairs one is enough.
+        product: of channels.
     """
 
-    def __init__(self, axes: Sequence[Axis], same: bool) -> None:
-        self._axes, self._same = axes, same
+    def __init__(self, axes: Sequence[Axis], same: bool, product: Product = across_channels) -> None:
+        self._axes, self._same, self._product = axes, same, product
         self._sums: dict[Pair, Tensor] = {}
 
     def add(self, p: Tensor, q: Tensor) -> None:
@@ -45,25 +59,29 @@ class WindowProducts:
         Args:
             p, q: (N, channels, ...) maps with the padding in them.
         """
-        p = p.movedim((0, 1), (-2, -1)).contiguous()
-        q = p if self._same else q.movedim((0, 1), (-2, -1)).contiguous()
-        for pair, total in _sums(p, q, self._axes, 0, self._same):
+        p = _laid_out(p)
+        q = p if self._same else _laid_out(q)
+        for pair, total in _sums(p, q, self._axes, 0, self._same, self._product):
             before = self._sums.setdefault(pair, total)
             if before is not total:
                 before.add_(total)
 
     def take(self) -> Tensor:
-        """(channels of p, taps..., channels of q, taps...) float64; nothing is left of it here."""
+        """(channels of p, taps..., channels of q, taps...) float64, or (channels, taps..., taps...) by channel.
+
+        Nothing is left of it here.
+        """
         kernel = [axis.taps for axis in self._axes]
         some = next(iter(self._sums.values()))
-        found = some.new_empty(some.shape[0], *kernel, some.shape[1], *kernel)
+        found = some.new_empty(some.shape[0], *kernel, *some.shape[1:], *kernel)
+        between = [slice(None)] * (some.dim() - 1)
         while self._sums:
             (one, other), total = self._sums.popitem()
-            there: Any = (slice(None), *one, slice(None), *other)
+            there: Any = (slice(None), *one, *between, *other)
             found[there] = total
             if self._same:
-                mirrored: Any = (slice(None), *other, slice(None), *one)
-                found[mirrored] = total.mT
+                mirrored: Any = (slice(None), *other, *between, *one)
+                found[mirrored] = total.mT if between else total
         return found
 
 
@@ -72,11 +90,12 @@ class TapProducts:
 
     Args:
         axes: of the kernel.
+        product: of channels.
     """
 
-    def __init__(self, axes: Sequence[Axis]) -> None:
-        self._axes = axes
-        self._sum: Tensor | None = None
+    def __init__(self, axes: Sequence[Axis], product: Product = across_channels) -> None:
+        self._axes, self._product = axes, product
+        self._sums: dict[tuple[int, ...], Tensor] = {}
 
     def add(self, p: Tensor, q: Tensor) -> None:
         """Adds those of some images.
@@ -85,35 +104,36 @@ class TapProducts:
             p: (N, channels, places...).
             q: (N, channels, ...) with the padding in it.
         """
-        rows = p.movedim((0, 1), (-2, -1)).reshape(-1, p.shape[1]).mT
-        windows = q.movedim((0, 1), (-2, -1)).contiguous()
-        if self._sum is None:
-            taps = (axis.taps for axis in self._axes)
-            self._sum = q.new_zeros(p.shape[1], q.shape[1], *taps, dtype=torch.float64)
+        p, q = _laid_out(p), _laid_out(q)
         for tap in itertools.product(*(range(axis.taps) for axis in self._axes)):
-            seen = windows
+            seen = q
             for at, (place, axis) in enumerate(zip(tap, self._axes, strict=True)):
-                seen = seen.narrow(at, place * axis.dilation, p.shape[2 + at])
-            there: Any = (..., *tap)
-            self._sum[there] += rows @ seen.reshape(-1, q.shape[1])
+                seen = seen.narrow(at, place * axis.dilation, p.shape[at])
+            total = self._product(p, seen)
+            before = self._sums.setdefault(tap, total)
+            if before is not total:
+                before.add_(total)
 
     def take(self) -> Tensor:
-        """(channels of p, channels of q, taps...) float64."""
-        assert self._sum is not None
-        return self._sum
+        """(channels of p, channels of q, taps...) float64, or (channels, taps...) by channel."""
+        found = torch.stack(list(self._sums.values()), -1)
+        return found.reshape(*found.shape[:-1], *(axis.taps for axis in self._axes))
 
 
-def _sums(p: Tensor, q: Tensor, axes: Sequence[Axis], at: int, same: bool) -> Iterator[tuple[Pair, Tensor]]:
-    """For pairs of taps of the axes from one on, (channels of p, channels of q) float64, each a tensor of its own.
+def _sums(
+    p: Tensor, q: Tensor, axes: Sequence[Axis], at: int, same: bool, product: Product
+) -> Iterator[tuple[Pair, Tensor]]:
+    """For pairs of taps of the axes from one on, what `product` makes of all windows, each a tensor of its own.
 
     Args:
         p, q: (axes..., N, channels).
         axes: of the kernel.
         at: the axis.
         same: whether the maps are the same, so that one of two mirrored pairs is enough.
+        product: of channels.
     """
     if at == len(axes):
-        yield ((), ()), (p.reshape(-1, p.shape[-1]).mT @ q.reshape(-1, q.shape[-1])).double()
+        yield ((), ()), product(p, q)
         return
     taps, dilation = axes[at]
     windows = p.shape[at] - dilation * (taps - 1)
@@ -121,7 +141,7 @@ def _sums(p: Tensor, q: Tensor, axes: Sequence[Axis], at: int, same: bool) -> It
 
         def lines(start: int, count: int, gap: int = gap) -> dict[Pair, Tensor]:
             moved = q.narrow(at, start + gap * dilation, count)
-            return dict(_sums(p.narrow(at, start, count), moved, axes, at + 1, same and gap == 0))
+            return dict(_sums(p.narrow(at, start, count), moved, axes, at + 1, same and gap == 0, product))
 
         first, last = max(0, -gap), taps - max(0, gap)
         covered = lines(first * dilation, windows)
@@ -131,3 +151,8 @@ def _sums(p: Tensor, q: Tensor, axes: Sequence[Axis], at: int, same: bool) -> It
             if tap + 1 < last:
                 lost, gained = lines(tap * dilation, dilation), lines(tap * dilation + windows, dilation)
                 covered = {pair: total - lost[pair] + gained[pair] for pair, total in covered.items()}
+
+
+def _laid_out(maps: Tensor) -> Tensor:
+    """(N, channels, ...) as (..., N, channels)."""
+    return maps.movedim((0, 1), (-2, -1)).contiguous()

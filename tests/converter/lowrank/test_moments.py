@@ -20,6 +20,7 @@ LAYERS = [
     nn.Conv2d(4, 6, 3, padding=1),
     nn.Conv2d(4, 6, (3, 2), stride=(2, 1), dilation=(1, 2)),
     nn.Conv2d(4, 6, 3, padding=1, groups=2, padding_mode="reflect"),
+    nn.Conv2d(4, 4, 3, padding=1, groups=4),
     nn.Conv2d(4, 6, 3, padding="same", padding_mode="circular"),
     nn.Conv1d(4, 6, 5, stride=2, padding=2, padding_mode="replicate"),
     nn.Conv3d(4, 6, (3, 2, 1), stride=(1, 2, 1), padding=(1, 0, 0), groups=2),
@@ -44,7 +45,7 @@ def test_weight_times_patches_is_the_layer(layer: Plain, monkeypatch: pytest.Mon
     parts = [weight @ columns for columns in patches(x, shape)]
     assert len(parts) == 3
     wanted = layer(x) - layer.bias.reshape(-1, *[1] * len(shape.kernel))
-    ours = torch.stack([part.reshape(6, *wanted.shape[2:]) for part in parts])
+    ours = torch.stack([part.reshape(-1, *wanted.shape[2:]) for part in parts])
     torch.testing.assert_close(ours, wanted, rtol=1e-4, atol=1e-5)
 
 

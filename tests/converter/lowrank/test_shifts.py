@@ -13,7 +13,7 @@ from dprp.converter.lowrank import moments as moments_module
 from dprp.converter.lowrank.moments import moments_of, pair_moments
 from dprp.converter.lowrank.patches import patches
 from dprp.converter.lowrank.shapes import Plain, shape_of
-from dprp.converter.lowrank.shifts import Axis, TapProducts, WindowProducts
+from dprp.converter.lowrank.shifts import Axis, TapProducts, WindowProducts, by_channel
 
 
 @st.composite
@@ -60,12 +60,30 @@ def test_sums_are_those_of_all_windows(case: tuple[list[Axis], torch.Tensor, tor
         torch.testing.assert_close(found, wanted)
 
 
+@given(maps())
+@settings(max_examples=40, deadline=None)
+def test_those_by_channel_are_the_diagonal_of_all(case: tuple[list[Axis], torch.Tensor, torch.Tensor]) -> None:
+    axes, p, _ = case
+    q = p.flip(0) + 0.5 * p
+    places = p[(..., *(slice(size) for size in _places(p, axes)))]
+    pairs = (
+        (WindowProducts(axes, False), WindowProducts(axes, False, by_channel), p, len(axes)),
+        (WindowProducts(axes, True), WindowProducts(axes, True, by_channel), q, len(axes)),
+        (TapProducts(axes), TapProducts(axes, by_channel), places, 0),
+    )
+    for every, own, first, taps in pairs:
+        wanted = summed(every, first, q).diagonal(dim1=0, dim2=1 + taps).movedim(-1, 0)
+        torch.testing.assert_close(summed(own, first, q), wanted)
+
+
 LAYERS = [
     nn.Conv1d(3, 2, 5, padding=2, padding_mode="replicate"),
     nn.Conv2d(3, 2, 3, padding=1),
     nn.Conv2d(3, 2, (2, 3), dilation=(2, 1)),
     nn.Conv2d(3, 2, 3, padding="same", padding_mode="circular"),
     nn.Conv3d(3, 2, (3, 2, 1), padding=(1, 0, 0)),
+    nn.Conv2d(3, 3, 3, padding=1, groups=3),
+    nn.Conv1d(3, 3, 3, dilation=2, groups=3, padding=1, padding_mode="reflect"),
 ]
 
 
