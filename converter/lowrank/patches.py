@@ -65,8 +65,7 @@ def answered_patches(y: Tensor, x: Tensor, layer: LayerShape) -> Iterator[tuple[
     places = math.prod(y.shape[2:])
     for part in patches(x, layer):
         images = part.shape[-1] // places
-        answers = y[start : start + images].float().transpose(0, 1)
-        yield answers.reshape(layer.groups, layer.outputs // layer.groups, -1), part
+        yield by_group(y[start : start + images].float(), layer.groups), part
         start += images
 
 
@@ -106,6 +105,9 @@ def unfolded(x: Tensor, layer: LayerShape) -> Tensor:
         x, stride = _stretched(x, layer), (1,) * len(layer.stride)
     else:
         x, stride = padded(x, layer), layer.stride
+    if math.prod(layer.kernel) == 1:
+        every: Any = (..., *(slice(None, None, s) for s in stride))
+        return by_group(x[every], layer.groups)
     x = x.transpose(0, 1)  # channels first, so that each row of the result is written in long runs
     axes = list(zip(layer.kernel, layer.dilation, stride, strict=True))
     sizes = [(size - d * (k - 1) - 1) // s + 1 for size, (k, d, s) in zip(x.shape[2:], axes, strict=True)]
@@ -118,6 +120,12 @@ def unfolded(x: Tensor, layer: LayerShape) -> Tensor:
         there: Any = (slice(None), *place)
         columns[there] = x[window]
     return columns.view(layer.groups, x.shape[0] // layer.groups * math.prod(layer.kernel), -1)
+
+
+def by_group(maps: Tensor, groups: int) -> Tensor:
+    """(N, channels, ...) as (groups, channels / groups, samples); a view where they lie channels last."""
+    rows = maps.movedim(1, -1).reshape(-1, groups, maps.shape[1] // groups)
+    return rows.permute(1, 2, 0)
 
 
 def _stretched(x: Tensor, layer: LayerShape) -> Tensor:
