@@ -10,19 +10,20 @@ from __future__ import annotations
 import argparse
 import resource
 import time
+from functools import partial
 
 import torch
 
 from dprp.converter import (
     MacBudget,
     calibrate,
-    choose_plan,
     convert,
     foretell,
     keep_freed_memory,
     plan_ranks,
     survey,
 )
+from dprp.converter.conversion.candidates import best_plan
 from dprp.converter.conversion.choosing import usual_trials
 from dprp.models import build, info
 
@@ -49,11 +50,10 @@ def main() -> None:
     lap(f"calibrated on {len(calibration.images)} images")
     losses = foretell(model, layers, calibration)
     lap("losses foretold")
-    ways = losses.candidates(usual_trials(layers.macs, len(calibration.images)))
-    budget = MacBudget(arguments.budget)
-    plans = [plan_ranks(layers, budget, energies=losses.errors, distortions=way) for way in ways]
-    plan = plans[choose_plan(model, plans, calibration)]
-    lap(f"chosen among {len(plans)}")
+    to_plan = partial(plan_ranks, layers, MacBudget(arguments.budget), energies=losses.errors)
+    trials = usual_trials(layers.macs, len(calibration.images))
+    plan, _ = best_plan(model, losses, calibration, lambda way: to_plan(distortions=way), trials=trials)
+    lap(f"chosen among {trials}")
     convert(model, plan, calibration=calibration)
     lap("converted")
     print(f"peak memory {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:.2f} GiB")

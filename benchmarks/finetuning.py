@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import time
+from functools import partial
 
 import torch
 from torch import nn
@@ -27,7 +28,6 @@ from dprp.converter import (
     RankPenalty,
     Step,
     calibrate,
-    choose_plan,
     convert,
     evaluate,
     finetune,
@@ -38,6 +38,7 @@ from dprp.converter import (
     polish,
     survey,
 )
+from dprp.converter.conversion.candidates import best_plan
 from dprp.converter.conversion.choosing import usual_trials
 from dprp.models import Augment, build, info, load_data, load_weights, loader, preprocess_for
 
@@ -60,10 +61,8 @@ def main() -> None:
         calibration = calibrate(model, layers, images, images=len(images))
         losses = foretell(model, layers, calibration)
         trials = usual_trials(layers.macs, len(calibration.images))
-        plans = [
-            plan_ranks(layers, budget, energies=losses.errors, distortions=way) for way in losses.candidates(trials)
-        ]
-        plan = plans[choose_plan(model, plans, calibration)]
+        to_plan = partial(plan_ranks, layers, budget, energies=losses.errors)
+        plan, _ = best_plan(model, losses, calibration, lambda way: to_plan(distortions=way), trials=trials)
         print(f"converted {evaluate(convert(model, plan, calibration=calibration), test)}", flush=True)
         start = convert(model, plan if arguments.fixed else headroom(plan), calibration=calibration)
         if arguments.polish:

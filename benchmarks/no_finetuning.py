@@ -16,17 +16,21 @@ import resource
 import time
 from collections.abc import Iterable
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import nn
 
 from dprp.converter import (
+    Calibration,
+    Losses,
     MacBudget,
+    Plan,
     PolishConfig,
     Sensitivity,
+    Survey,
     Unit,
     calibrate,
-    choose_plan,
     convert,
     evaluate,
     foretell,
@@ -37,6 +41,7 @@ from dprp.converter import (
 )
 from dprp.converter.analysis.agreement import agreement
 from dprp.converter.analysis.held_out import hold_out
+from dprp.converter.conversion.candidates import best_plan
 from dprp.converter.conversion.choosing import usual_trials
 from dprp.converter.conversion.polishing import usual_steps
 from dprp.models import Augment, build, info, load_data, load_weights, loader, preprocess_for
@@ -70,20 +75,7 @@ def main() -> None:
         start = time.perf_counter()
         calibration = calibrate(model, layers, train, images=arguments.images)
         losses = foretell(model, layers, calibration)
-        best = arguments.sensitivity is Sensitivity.BEST
-        trials = arguments.trials or usual_trials(layers.macs, len(calibration.images))
-        ways = losses.candidates(trials) if best else [losses.distortions(arguments.sensitivity)]
-        plans = [
-            plan_ranks(
-                layers,
-                MacBudget(budget),
-                energies=losses.errors,
-                distortions=way,
-                rank_multiple=arguments.rank_multiple,
-            )
-            for way in ways
-        ]
-        plan = plans[choose_plan(model, plans, calibration)]
+        plan = _planned(model, layers, losses, calibration, budget, arguments)
         judges = None
         if arguments.polish:
             images, judges = hold_out(calibration.images)
@@ -106,6 +98,23 @@ def main() -> None:
             line += f"  plain SVD {evaluate(convert(model, plain), test).top1:6.2f} %"
         print(f"{line}  {seconds:6.1f} s  {len(calibration.images)} images", flush=True)
     print(f"peak memory {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:.2f} GiB")
+
+
+def _planned(
+    model: nn.Module,
+    layers: Survey,
+    losses: Losses,
+    calibration: Calibration,
+    budget: float,
+    arguments: argparse.Namespace,
+) -> Plan:
+    to_plan = partial(
+        plan_ranks, layers, MacBudget(budget), energies=losses.errors, rank_multiple=arguments.rank_multiple
+    )
+    if arguments.sensitivity is not Sensitivity.BEST:
+        return to_plan(distortions=losses.distortions(arguments.sensitivity))
+    trials = arguments.trials or usual_trials(layers.macs, len(calibration.images))
+    return best_plan(model, losses, calibration, lambda way: to_plan(distortions=way), trials=trials).plan
 
 
 def _scored(converted: nn.Module, dense: nn.Module, test: Iterable[tuple[torch.Tensor, torch.Tensor]]) -> str:

@@ -12,12 +12,13 @@ from torch import Tensor, nn
 
 from ...files import check_input, reading
 from ..analysis.agreement import agreement
-from ..analysis.calibration import Calibration, Energies, calibrate
+from ..analysis.calibration import Calibration, calibrate
 from ..analysis.held_out import hold_out
 from ..analysis.losses import Sensitivity
 from ..analysis.sensitivity import foretell
 from ..analysis.surveying import Survey, survey
-from ..conversion.choosing import choose_plan, usual_trials
+from ..conversion.candidates import best_plan
+from ..conversion.choosing import usual_trials
 from ..conversion.converting import convert
 from ..conversion.polishing import PolishConfig, polish, usual_steps
 from ..errors import OptionError, PlanError
@@ -190,8 +191,7 @@ def plan_network(
         _check_plan(plan, layers)
     else:
         energies = None if calibration is None else calibration.energies
-        ways: Sequence[Energies | None] = [None]
-        times = None
+        losses = times = None
         if isinstance(wanted, LatencyBudget):
             times = time_layers(
                 network, layers, rank_multiple=config.rank_multiple, forms=forms, threads=config.threads
@@ -200,9 +200,6 @@ def plan_network(
         if calibration is not None and isinstance(wanted, (MacBudget, ParamBudget, LatencyBudget)):
             losses = foretell(model, layers, calibration)
             energies = losses.errors
-            best = config.sensitivity is Sensitivity.BEST
-            trials = usual_trials(layers.macs, len(calibration.images))
-            ways = losses.candidates(trials) if best else [losses.distortions(config.sensitivity)]
         to_plan = partial(
             plan_ranks,
             layers,
@@ -212,9 +209,17 @@ def plan_network(
             energies=energies,
             times=times,
         )
-        plans = [to_plan(wanted, distortions=way) for way in ways]
-        chosen = 0 if calibration is None else choose_plan(model, plans, calibration)
-        plan, replan = plans[chosen], partial(to_plan, distortions=ways[chosen])
+        if calibration is None or losses is None:
+            plan, replan = to_plan(wanted), to_plan
+        elif config.sensitivity is Sensitivity.BEST:
+            trials = usual_trials(layers.macs, len(calibration.images))
+            plan, distortions = best_plan(
+                model, losses, calibration, lambda way: to_plan(wanted, distortions=way), trials=trials
+            )
+            replan = partial(to_plan, distortions=distortions)
+        else:
+            replan = partial(to_plan, distortions=losses.distortions(config.sensitivity))
+            plan = replan(wanted)
     network.model.cpu()
     return Planned(plan, calibration, held if held is not None and len(held) else None, replan)
 

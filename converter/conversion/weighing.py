@@ -16,12 +16,15 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+_PLACES = 400
+"""Of an image, to take its power from, at least, where it has so many."""
+
 
 class Power(NamedTuple):
     """What a layer gives to some images, by image and channel.
 
     Attributes:
-        mean, square: (images, channels) float64, of the values and of their squares, over all places.
+        mean, square: (images, channels) float64, of the values and of their squares, over some hundred places.
     """
 
     mean: Tensor
@@ -38,7 +41,8 @@ def power(output: Tensor, axis: int, images: int, linear: bool) -> Power:
         linear: whether features lie on the last axis.
     """
     channels_last = output.movedim(axis, 0) if linear else output.movedim(1, -1)
-    places = channels_last.reshape(images, -1, channels_last.shape[-1]).float()
+    places = channels_last.reshape(images, -1, channels_last.shape[-1])
+    places = places[:, :: max(1, places.shape[1] // _PLACES)].float()
     norms = torch.linalg.vector_norm(places, dim=1)  # squares of wide maps are not kept
     return Power(places.mean(1).double(), norms.double().square() / places.shape[1])
 
