@@ -28,7 +28,7 @@ from ..lowrank.shapes import LayerShape, Plain
 from ..lowrank.sweeping import sweepable, swept
 from .walking import Walk
 from .weighing import image_weights, power
-from .windows import TO_REFIT, Enough, thinned, to_cut
+from .windows import TO_REFIT, Enough, apart, thinned, to_cut
 
 
 class Seen(NamedTuple):
@@ -112,6 +112,11 @@ class Twin(nn.Module):
         """Values of a whole window."""
         return matrix_size(self._shape, Form.CHANNEL)[1]
 
+    @property
+    def _images(self) -> int:
+        """That it learns from."""
+        return sum(self._walk.batches[place].images for place in self._learning)
+
     def _is_whole(self, input: Tensor) -> bool:
         """Whether an input has a block for each image along the axis, twice."""
         assert self.axis is not None
@@ -168,14 +173,16 @@ class Twin(nn.Module):
         assert self.axis is not None
         places = seen.y[:1].numel() // self._shape.outputs if self.axis == 0 else 1
         wanted = enough.wanted(self._columns, places, self._shape.groups)
-        learning = sum(self._walk.batches[place].images for place in self._learning)
-        return Seen(*thinned(seen, self.axis, self._walk.here, learning, wanted))
+        return Seen(*thinned(seen, self.axis, self._walk.here, self._images, wanted))
 
-    def _moments(self, seen: Seen, form: Form = Form.CHANNEL) -> PartOrNone:
-        """Of x and z in a form, if there are some; of y instead of x where windows are whole."""
+    def _moments(self, seen: Seen, form: Form = Form.CHANNEL, apart: int = 1) -> PartOrNone:
+        """Of x and z in a form, if there are some; of y instead of x where windows are whole; so far apart."""
         assert self.axis is not None
         x, y, z, weights = seen
         shape, judges, counted = self._shape, self._walk.here.judges, float(weights.double().sum())
+        if apart > 1:
+            every: Any = (..., *[slice(None, None, apart)] * len(shape.kernel))
+            shape, y = shape.sparser(apart), y[every]
         if z.shape[self.axis] == 0:
             return None, 0.0, judges
         if form is Form.CHANNEL and shape.outputs // shape.groups < self._columns:
@@ -288,7 +295,9 @@ class Refit(Twin):
     def _fit(self, seen: Seen) -> Plain:
         if matrix_size(self._shape, Form.CHANNEL)[1] > LARGEST_MOMENT:
             return self._meet("its weight", None, lambda _: copy.deepcopy(self.dense))  # type: ignore[no-any-return]
-        part = self._moments(self._thinned(seen, TO_REFIT))
+        distance = apart(self._shape, seen.y.shape[2:], self._images) if self.axis == 0 else 1
+        some = seen if distance > 1 else self._thinned(seen, TO_REFIT)
+        part = self._moments(some, apart=distance)
         return self._pool("its input's moments", part, self._refitted)  # type: ignore[no-any-return]
 
     def _refitted(self, parts: list[Part]) -> Plain:

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from torch import Tensor
+
+from ..lowrank.shapes import LayerShape
+
+_PLACES, _SAMPLES = 100, 640
+"""Of an image, and for each value of a window: so many at least where not all places of a map are looked at."""
 
 
 class Batch(NamedTuple):
@@ -46,6 +52,28 @@ TO_REFIT = Enough(64, 80)
 def to_cut(images: int) -> Enough:
     """For the first cut, and sweeps from there, out of so many images."""
     return Enough(max(32, min(128, images // 4)), 160)
+
+
+def apart(shape: LayerShape, sizes: Sequence[int], images: int) -> int:
+    """How far apart windows may lie: neighbours are much alike, and wide maps have far more than a fit needs.
+
+    Args:
+        shape: of a convolution; where its windows overlap in all channels, shifts serve all of them as fast.
+        sizes: of the map that it gives.
+        images: of which windows are taken.
+
+    Returns:
+        Every so many places along each axis; 1 for all.
+    """
+    if shape.linear or shape.transposed or (shape.groups == 1 and math.prod(shape.kernel) > 1):
+        return 1
+    columns = math.prod(shape.weight[1:])
+
+    def enough(distance: int) -> bool:
+        places = math.prod(-(-size // distance) for size in sizes)
+        return places >= _PLACES and places * images >= _SAMPLES * columns
+
+    return max((distance for distance in range(2, max(sizes)) if enough(distance)), default=1)
 
 
 def thinned(parts: Sequence[Tensor], axis: int, here: Batch, images: int, wanted: int) -> Sequence[Tensor]:

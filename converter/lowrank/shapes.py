@@ -102,6 +102,10 @@ class LayerShape:
         """Whether both ends of each axis are padded alike, so that a plain number can say it."""
         return all(before == after for before, after in self.padding)
 
+    def sparser(self, distance: int) -> LayerShape:
+        """The same layer at every so many of its places along each axis."""
+        return replace(self, stride=tuple(stride * distance for stride in self.stride))
+
     def along(self, taken: Sequence[bool]) -> LayerShape:
         """The same layer with its window on some axes only, and a point on the others."""
 

@@ -126,9 +126,9 @@ def test_layers_learn_from_as_many_images_as_may_wait_before_them(monkeypatch: p
     seen: list[tuple[int, int, bool]] = []
     moments = twins.Twin._moments
 
-    def looked(self: twins.Twin, *of: Any) -> Any:
+    def looked(self: twins.Twin, *of: Any, **how: Any) -> Any:
         seen.append((self._shape.inputs, self._walk.here.start, self._walk.here.judges))
-        return moments(self, *of)
+        return moments(self, *of, **how)
 
     monkeypatch.setattr(twins.Twin, "_moments", looked)
     monkeypatch.setattr(walking, "images_waiting", lambda shape: 12 if shape.inputs == 6 else 1000)
