@@ -22,8 +22,11 @@ from ..analysis.inputs import joined
 from ..planning.plan import Plan
 from .converting import convert
 
-_FEWEST_FITTED, _MOST_FITTED, _JUDGED = 64, 512, 300
-"""Images; a third of them all judges."""
+_FEWEST_FITTED, _MOST_FITTED, _MOST_JUDGES = 64, 512, 1000
+"""Images; all that a trial does not fit on judge it, a third of them all at least."""
+
+_JUDGES_MACS = 4e10
+"""Multiply-adds to spend on the answers to them."""
 
 _TRIAL_MACS = 1.6e11
 """Multiply-adds to spend on the fits of one trial, which decides how many images they see."""
@@ -51,15 +54,17 @@ def usual_trials(macs: int, images: int) -> int:
         macs: of one image.
         images: that there are to calibrate with.
     """
-    judged = -(-images // 3)
-    walked = _WALKS * min(_fitted(macs), images - judged) + min(_JUDGED, judged)
-    cost = max(1, macs * walked)
+    fitted, judges = _parts(macs, images)
+    cost = max(1, macs * (_WALKS * fitted + judges))
     fewest = _FEWEST if _FEWEST * cost <= _TOO_LONG else 1
     return max(fewest, min(_MOST, int(_MACS / cost)))
 
 
-def _fitted(macs: int) -> int:
-    return max(_FEWEST_FITTED, min(_MOST_FITTED, int(_TRIAL_MACS / (_WALKS * max(1, macs)))))
+def _parts(macs: int, images: int) -> tuple[int, int]:
+    """Images to fit on, and to judge by."""
+    afforded = max(_FEWEST_FITTED, min(_MOST_FITTED, int(_TRIAL_MACS / (_WALKS * max(1, macs)))))
+    fitted = min(afforded, images - -(-images // 3))
+    return fitted, min(images - fitted, _MOST_JUDGES, max(_FEWEST_FITTED, int(_JUDGES_MACS / max(1, macs))))
 
 
 @torch.no_grad()
@@ -80,9 +85,9 @@ def choose_plan(model: nn.Module, plans: Sequence[Plan], calibration: Calibratio
     different = {plan.layers: place for place, plan in reversed(list(enumerate(plans)))}
     if len(different) < 2 or len(calibration.images) < 2:
         return 0
-    judges = calibration.images[::3][:_JUDGED]
-    others = joined([calibration.images[1::3], calibration.images[2::3]])[: _fitted(plans[0].macs)]
-    trial = replace(calibration, images=others)
+    every = joined([calibration.images[start::3] for start in (1, 2, 0)])
+    fitted, judging = _parts(plans[0].macs, len(every))
+    judges, trial = every[fitted:][-judging:], replace(calibration, images=every[:fitted])
     sure = answers(model, judges)
     temperature = _softening(sure)
     wanted = [softened(part, temperature) for part in sure]
