@@ -8,8 +8,10 @@ from torch import Tensor, nn
 
 from dprp.converter import (
     BLENDS,
+    Calibration,
     FixedRank,
     MacBudget,
+    Plan,
     Sensitivity,
     Unit,
     calibrate,
@@ -19,6 +21,7 @@ from dprp.converter import (
     plan_ranks,
     survey,
 )
+from dprp.converter.analysis.divergence import answers
 from dprp.converter.conversion import choosing as choosing_module
 from dprp.converter.conversion.choosing import _softening, usual_trials
 
@@ -50,6 +53,37 @@ def test_equal_plans_cost_no_trial(residual: nn.Module, monkeypatch: pytest.Monk
         == 0
     )
     assert not seen
+
+
+@pytest.mark.parametrize(("count", "most"), [(60, 512), (9, 512), (60, 20)])
+def test_all_images_that_a_trial_is_not_fitted_on_judge_it(
+    count: int, most: int, residual: nn.Module, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images = torch.randn(count, 3, 16, 16)
+    layers = survey(residual, images[:1])
+    plans = [plan_ranks(layers, FixedRank(rank)) for rank in (2, 6)]
+    monkeypatch.setattr(choosing_module, "_FEWEST_FITTED", 20)
+    monkeypatch.setattr(choosing_module, "_MOST_FITTED", most)
+    fitted: list[Tensor] = []
+    judges: list[Tensor] = []
+
+    def made(model: nn.Module, plan: Plan, *, calibration: Calibration) -> nn.Module:
+        assert isinstance(calibration.images, Tensor)
+        fitted.append(calibration.images)
+        return convert(model, plan, calibration=calibration)
+
+    def asked(model: nn.Module, some: Tensor, *, temperature: float = 1.0) -> list[Tensor]:
+        judges.append(some)
+        return answers(model, some, temperature=temperature)
+
+    monkeypatch.setattr(choosing_module, "convert", made)
+    monkeypatch.setattr(choosing_module, "answers", asked)
+    choose_plan(residual, plans, calibrate(residual, layers, images, images=count))
+    for some, others in zip(fitted, judges[1:], strict=True):
+        assert len(some) == min(most, count - -(-count // 3))
+        together = torch.cat([some, others])
+        assert len(together) == count
+        assert len(torch.unique(together.flatten(1), dim=0)) == count
 
 
 def test_blends_go_from_errors_to_nats(residual: nn.Module) -> None:

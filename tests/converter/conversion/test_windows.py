@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
@@ -46,8 +48,8 @@ def test_all_places_are_taken_where_shifts_serve_them_or_none_are_apart(layer: P
 def test_a_sparser_layer_is_the_layer_at_some_places(layer: Plain, distance: int) -> None:
     x = torch.randn(3, 4, *(11, 14)[: len(layer.kernel_size)])
     shape, places = shape_of(layer), len(layer.kernel_size)
-    y = layer(x)[(..., *[slice(None, None, distance)] * places)]
-    found = answer_moments(y, x, shape.sparser(distance)).centred()
+    every: Any = (..., *[slice(None, None, distance)] * places)
+    found = answer_moments(layer(x)[every], x, shape.sparser(distance)).centred()
     weight = layer.weight.double().reshape(shape.groups, shape.outputs // shape.groups, -1)
     second, cross = (part.reshape(shape.groups, -1, part.shape[-1]) for part in (found.second, found.cross))
     torch.testing.assert_close(cross, weight @ second, rtol=1e-4, atol=1e-5)
