@@ -53,7 +53,7 @@ def main() -> None:
     to_plan = partial(plan_ranks, layers, MacBudget(arguments.budget), energies=losses.errors)
     trials = usual_trials(layers.macs, len(calibration.images))
     plan, _ = best_plan(model, losses, calibration, lambda way: to_plan(distortions=way), trials=trials)
-    lap(f"chosen among {trials}")
+    lap(f"plan chosen, of {trials} at most")
     convert(model, plan, calibration=calibration)
     lap("converted")
     print(f"peak memory {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:.2f} GiB")

@@ -23,7 +23,7 @@ from ..planning.plan import Plan
 from .converting import convert
 
 _FEWEST_FITTED, _MOST_FITTED, _MOST_JUDGES = 64, 512, 1000
-"""Images; all that a trial does not fit on judge it, a third of them all at least."""
+"""Images; those that a trial is not fitted on judge it, a third of them all or more where so many are affordable."""
 
 _JUDGES_MACS = 4e10
 """Multiply-adds to spend on the answers to them."""

@@ -73,7 +73,10 @@ def apart(shape: LayerShape, sizes: Sequence[int], images: int) -> int:
         places = math.prod(-(-size // distance) for size in sizes)
         return places >= _PLACES and places * images >= _SAMPLES * columns
 
-    return max((distance for distance in range(2, max(sizes)) if enough(distance)), default=1)
+    distance = 1
+    while enough(distance + 1):
+        distance += 1
+    return distance
 
 
 def thinned(parts: Sequence[Tensor], axis: int, here: Batch, images: int, wanted: int) -> Sequence[Tensor]:
