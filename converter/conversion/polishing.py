@@ -12,12 +12,12 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ..analysis.held_out import hold_out
 from ..analysis.inputs import Example, Samples, as_samples
@@ -26,6 +26,7 @@ from ..analysis.surveying import survey
 from ..errors import ModelError, TrainingError
 from .matching import Pair
 from .step_sizes import step_size
+from .views import views
 
 _CHECKS = 10
 """How often the held-out images judge."""
@@ -55,6 +56,8 @@ class PolishConfig:
         rate: peak step, relative to the size of each tensor; falls by a cosine after a short warm-up. None for 0.01,
             and 0.0004 where images are larger than 64 x 64.
         mirror: mirror half of the images, where they are maps.
+        paste: paste a rectangle of another image into each, where they are maps. None for images of up to 64 x 64;
+            larger ones gained nothing by it.
         seed: of the order and the augmentation.
     """
 
@@ -62,6 +65,7 @@ class PolishConfig:
     batch: int | None = None
     rate: float | None = None
     mirror: bool = True
+    paste: bool | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -129,6 +133,7 @@ def polish(
         raise ModelError("there are no held-out images to judge by; give at least 1, or none to hold out a fifth")
     seen, judges = hold_out(images) if held_out is None else (images, held_out)
     batch_size = min(len(seen), config.batch or _usual(images)[0])
+    paste = _are_small(images) if config.paste is None else config.paste
     wanting = {parameter: parameter.requires_grad for parameter in model.parameters()}
     generator = torch.Generator().manual_seed(config.seed)
     with evaluating(model), evaluating(dense):
@@ -140,7 +145,7 @@ def polish(
         optimizer = _optimizer(list(wanting), rate)
         every = max(1, config.steps // _CHECKS)
         try:
-            for batch in _batches(seen, batch_size, config, generator):
+            for batch in views(seen, batch_size, config.steps, generator, mirror=config.mirror, paste=paste):
                 optimizer.zero_grad()
                 loss = pair.backward(batch)
                 _paced(optimizer, _share(step, config.steps))
@@ -204,22 +209,8 @@ def _share(step: int, steps: int) -> float:
 
 def _usual(images: Samples) -> tuple[int, float]:
     """Images a step, and the peak rate."""
-    return _SMALL if len(images.shape) != 4 or images.shape[2] * images.shape[3] <= 64 * 64 else _LARGE
+    return _SMALL if _are_small(images) else _LARGE
 
 
-def _batches(images: Samples, size: int, config: PolishConfig, generator: torch.Generator) -> Iterator[Samples]:
-    order = torch.empty(0, dtype=torch.long)
-    for _ in range(config.steps):
-        if len(order) < size:
-            order = torch.randperm(len(images), generator=generator)
-        batch = images[order[:size].to(images.device)]
-        order = order[size:]
-        yield _mirrored(batch, generator) if config.mirror else batch
-
-
-def _mirrored(images: Samples, generator: torch.Generator) -> Samples:
-    """Half of the images, by chance."""
-    if not isinstance(images, Tensor) or images.dim() != 4:
-        return images
-    flip = (torch.rand(len(images), generator=generator) < 0.5).to(images.device)
-    return torch.where(flip[:, None, None, None], images.flip(-1), images)
+def _are_small(images: Samples) -> bool:
+    return len(images.shape) != 4 or images.shape[2] * images.shape[3] <= 64 * 64

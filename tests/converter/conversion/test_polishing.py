@@ -130,7 +130,7 @@ def test_a_rate_that_is_too_high_is_lowered(residual: nn.Module, monkeypatch: py
     rates = []
     made = polishing._optimizer
     monkeypatch.setattr(polishing, "_optimizer", lambda p, rate: rates.append(rate) or made(p, rate))  # type: ignore[func-returns-value]
-    polish(_converted(residual), residual, _images(), PolishConfig(40, 20, rate=0.9))
+    polish(_converted(residual), residual, _images(), PolishConfig(40, 20, rate=0.9, paste=False))
     assert len(rates) > 1
     assert rates == pytest.approx([0.9 * 0.3**step for step in range(len(rates))])
 
