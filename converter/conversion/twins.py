@@ -175,14 +175,14 @@ class Twin(nn.Module):
         wanted = enough.wanted(self._columns, places, self._shape.groups)
         return Seen(*thinned(seen, self.axis, self._walk.here, self._images, wanted))
 
-    def _moments(self, seen: Seen, form: Form = Form.CHANNEL, apart: int = 1) -> PartOrNone:
+    def _moments(self, seen: Seen, form: Form = Form.CHANNEL, distance: int = 1) -> PartOrNone:
         """Of x and z in a form, if there are some; of y instead of x where windows are whole; so far apart."""
         assert self.axis is not None
         x, y, z, weights = seen
         shape, judges, counted = self._shape, self._walk.here.judges, float(weights.double().sum())
-        if apart > 1:
-            every: Any = (..., *[slice(None, None, apart)] * len(shape.kernel))
-            shape, y = shape.sparser(apart), y[every]
+        if distance > 1:
+            every: Any = (..., *[slice(None, None, distance)] * len(shape.kernel))
+            shape, y = shape.sparser(distance), y[every]
         if z.shape[self.axis] == 0:
             return None, 0.0, judges
         if form is Form.CHANNEL and shape.outputs // shape.groups < self._columns:
@@ -297,7 +297,7 @@ class Refit(Twin):
             return self._meet("its weight", None, lambda _: copy.deepcopy(self.dense))  # type: ignore[no-any-return]
         distance = apart(self._shape, seen.y.shape[2:], self._images) if self.axis == 0 else 1
         some = seen if distance > 1 else self._thinned(seen, TO_REFIT)
-        part = self._moments(some, apart=distance)
+        part = self._moments(some, distance=distance)
         return self._pool("its input's moments", part, self._refitted)  # type: ignore[no-any-return]
 
     def _refitted(self, parts: list[Part]) -> Plain:

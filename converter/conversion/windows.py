@@ -58,7 +58,7 @@ def apart(shape: LayerShape, sizes: Sequence[int], images: int) -> int:
     """How far apart windows may lie: neighbours are much alike, and wide maps have far more than a fit needs.
 
     Args:
-        shape: of a convolution; where its windows overlap in all channels, shifts serve all of them as fast.
+        shape: of a layer; convolutions whose windows hold all channels take all places, mostly by shifts.
         sizes: of the map that it gives.
         images: of which windows are taken.
 

@@ -10,10 +10,12 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
+
+K = TypeVar("K")
 
 
 class Axis(NamedTuple):
@@ -62,9 +64,7 @@ class WindowProducts:
         p = _laid_out(p)
         q = p if self._same else _laid_out(q)
         for pair, total in _sums(p, q, self._axes, 0, self._same, self._product):
-            before = self._sums.setdefault(pair, total)
-            if before is not total:
-                before.add_(total)
+            _add(self._sums, pair, total)
 
     def take(self) -> Tensor:
         """(channels of p, taps..., channels of q, taps...) float64, or (channels, taps..., taps...) by channel.
@@ -109,10 +109,7 @@ class TapProducts:
             seen = q
             for at, (place, axis) in enumerate(zip(tap, self._axes, strict=True)):
                 seen = seen.narrow(at, place * axis.dilation, p.shape[at])
-            total = self._product(p, seen)
-            before = self._sums.setdefault(tap, total)
-            if before is not total:
-                before.add_(total)
+            _add(self._sums, tap, self._product(p, seen))
 
     def take(self) -> Tensor:
         """(channels of p, channels of q, taps...) float64, or (channels, taps...) by channel."""
@@ -151,6 +148,13 @@ def _sums(
             if tap + 1 < last:
                 lost, gained = lines(tap * dilation, dilation), lines(tap * dilation + windows, dilation)
                 covered = {pair: total - lost[pair] + gained[pair] for pair, total in covered.items()}
+
+
+def _add(sums: dict[K, Tensor], key: K, more: Tensor) -> None:
+    """To what is there, in place; it becomes that where there is nothing."""
+    there = sums.setdefault(key, more)
+    if there is not more:
+        there.add_(more)
 
 
 def _laid_out(maps: Tensor) -> Tensor:
