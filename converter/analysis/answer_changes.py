@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from ..lowrank.layers import convolve
 from ..lowrank.shapes import Plain, shape_of
-from .answer_slopes import TEMPERATURE, Call, answer_slopes, centred, images_with_slopes, usable
+from .answer_slopes import TEMPERATURE, Call, answer_slopes, centred, images_with_slopes, squared, usable
 from .inputs import Samples
 from .probe import evaluating
 from .window_changes import window_changes, windows_pay
@@ -27,7 +27,7 @@ class Effect:
 
     Attributes:
         nats: divergence of the answers.
-        lost: squared change of the layer's output, relative to its variance.
+        lost: squared change of the layer's output, or of the output of the norm behind it, relative to its variance.
     """
 
     nats: float
@@ -40,6 +40,7 @@ def answer_changes(
     images: Samples,
     changes: Mapping[str, Sequence[Tensor]],
     axes: Mapping[str, int | None],
+    scales: Mapping[str, Tensor],
     *,
     bytes_an_image: int,
 ) -> dict[str, list[Effect]]:
@@ -52,6 +53,7 @@ def answer_changes(
         images: (N, ...).
         changes: by layer, what is added to its weight, each of the weight's shape.
         axes: along which a layer's input counts the images, from `batch_axes`.
+        scales: (outputs,) of the norm behind a layer, where there is one.
         bytes_an_image: inputs and outputs of all these layers together, which decides how many run at once.
 
     Returns:
@@ -59,8 +61,7 @@ def answer_changes(
         not carry the images one beside the other.
     """
     modules = {name: model.get_submodule(name) for name in changes}
-    squares, lost = ({name: torch.zeros(len(some)).double() for name, some in changes.items()} for _ in range(2))
-    variation = dict.fromkeys(changes, 0.0)
+    squares, lost, whole = (dict.fromkeys(changes, torch.zeros(1).double()) for _ in range(3))
     unknown = {name for name in changes if axes.get(name) is None}
     generator = torch.Generator(images.device).manual_seed(0)
     answers = 0
@@ -76,25 +77,40 @@ def answer_changes(
                 if not calls[name] or not all(usable(call, axis, len(part)) for call in calls[name]):
                     unknown.add(name)
                     continue
-                variation[name] += sum(call.variation for call in calls[name])
                 found = [_changed(module, changes[name], call, axis, len(part)) for call in calls[name]]
-                lost[name] += sum(gone for gone, _ in found)
-                squares[name] += torch.stack([slopes for _, slopes in found]).sum(0).square().sum(1)
+                lost[name] = lost[name] + sum(gone for gone, _ in found)
+                whole[name] = whole[name] + sum(call.variation for call in calls[name])
+                squares[name] = squares[name] + torch.stack([slopes for _, slopes in found]).sum(0).square().sum(1)
     scale = 0.5 * TEMPERATURE**2 / max(1, answers)
-    return {
-        name: [
-            Effect(scale * square, gone / max(1e-300, variation[name]))
-            for square, gone in zip(squares[name].tolist(), lost[name].tolist(), strict=True)
-        ]
-        for name in changes
-        if name not in unknown
-    }
+    effects = {}
+    for name in changes:
+        if name not in unknown:
+            parts = _part(lost[name], whole[name], scales.get(name))
+            nats = (scale * squares[name]).tolist()
+            effects[name] = [Effect(*effect) for effect in zip(nats, parts, strict=True)]
+    return effects
+
+
+def _part(lost: Tensor, whole: Tensor, scale: Tensor | None) -> list[float]:
+    """How much of the outputs is lost, all together, or as a norm sees them: each over its own variance.
+
+    Args:
+        lost: (changes, outputs).
+        whole: (outputs,).
+        scale: (outputs,) of the norm.
+    """
+    if scale is None:
+        part = lost.sum(-1) / whole.sum().clamp_min(1e-300)
+    else:
+        felt = scale.double().square() * (whole > 0)
+        part = (lost / whole.clamp_min(1e-300)) @ felt / felt.sum().clamp_min(1e-300)
+    return part.tolist()
 
 
 def _changed(
     module: nn.Module, changes: Sequence[Tensor], call: Call, axis: int, images: int
 ) -> tuple[Tensor, Tensor]:
-    """For each change, float64: the output's squared change, and the answers' slope along it (changes, images).
+    """For each change, float64: the squared change of each output, and the answers' slope along it (changes, images).
 
     In the weight's precision, whatever the network runs in.
     """
@@ -107,6 +123,6 @@ def _changed(
         gone, found = [], []
         for change in changes:
             moved = centred(F.linear(given, change) if shape.linear else convolve(given, change, None, shape), module)
-            gone.append(moved.square().sum())
+            gone.append(squared(moved, module))
             found.append((moved * slopes).movedim(axis, 0).reshape(images, -1).sum(1))
-        return torch.stack(gone).double().cpu(), torch.stack(found).double().cpu()
+        return torch.stack(gone), torch.stack(found).double().cpu()

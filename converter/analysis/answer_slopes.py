@@ -39,11 +39,11 @@ def images_with_slopes(bytes_an_image: int) -> int:
 
 @dataclass
 class Call:
-    """One call of a layer: what it read, when that was last written to, how its output varies, and its gradient."""
+    """One call of a layer: what it read, when that was last written to, how its outputs vary, and its gradient."""
 
     given: Tensor
     version: int
-    variation: float
+    variation: Tensor
     gradients: list[Tensor] = field(default_factory=list)
 
 
@@ -62,7 +62,7 @@ def answer_slopes(
             given = layer_input(inputs, keywords)
             if given is None or not isinstance(output, Tensor):
                 return None
-            call = Call(given.detach(), given._version, float(centred(output.detach(), module).square().sum()))
+            call = Call(given.detach(), given._version, squared(centred(output.detach(), module), module))
             calls[name].append(call)
             followed: Tensor = output
             if torch.is_grad_enabled() and not output.requires_grad:
@@ -101,6 +101,15 @@ def usable(call: Call, axis: int, images: int) -> bool:
 
 def centred(output: Tensor, module: nn.Module) -> Tensor:
     """Less the mean over all but the channels, (N, C, ...) or (C, ...), or (..., features) of a dense layer."""
+    return output - output.mean(_across(output, module), keepdim=True)
+
+
+def squared(output: Tensor, module: nn.Module) -> Tensor:
+    """(channels,) float64: squares, summed over all but the channels."""
+    return output.square().sum(_across(output, module)).double().cpu()
+
+
+def _across(output: Tensor, module: nn.Module) -> list[int]:
     assert isinstance(module, Plain)
     channels = shape_of(module).channel_axis(output.dim())
-    return output - output.mean([axis for axis in range(output.dim()) if axis != channels], keepdim=True)
+    return [axis for axis in range(output.dim()) if axis != channels % output.dim()]

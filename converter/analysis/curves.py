@@ -20,9 +20,10 @@ from ..lowrank.reaching import first_moments
 from ..lowrank.shapes import LayerShape
 from ..lowrank.sweeping import Target, held_weights, swept_weights
 from .answer_changes import answer_changes
-from .calibration import RIDGE, Energies, takes_up_means
+from .calibration import RIDGE, Energies
 from .inputs import Samples, joined
 from .memory import bytes_kept, images_in_memory
+from .norm_pairs import norm_scales
 from .output_metrics import OutputMetrics
 from .probe import evaluating, layer_input
 from .running import named, run
@@ -71,15 +72,16 @@ def curves(
     few = len(images) < _FEWEST_TO_SPLIT
     judged = images if few else images[::3]
     fitted = images if few else joined([images[1::3], images[2::3]])
-    centred = takes_up_means(model, [layer.name for layer in layers], images)
+    scales = norm_scales(model, [images[:2]])
     moments = _moments(model, layers, fitted)
     tries: dict[str, list[tuple[Form, int]]] = {}
     changes: dict[str, list[Tensor]] = {}
     for layer in layers:
         shape, weight = shape_of_free(layer), layer.weight
+        centred = layer.name in scales or model.get_submodule(layer.name).bias is not None
         assert weight is not None
         seen = {form: moments.pop((layer.name, form)) for form in tried_forms(layer) if (layer.name, form) in moments}
-        windows = {form: (m.centred() if layer.name in centred else m).ridged(RIDGE) for form, m in seen.items()}
+        windows = {form: (m.centred() if centred else m).ridged(RIDGE) for form, m in seen.items()}
         whole, fills = windows.get(Form.CHANNEL), _fills(shape, len(fitted))
         target = None if whole is None or len(windows) == 1 else Target.of_layer(weight, shape, whole)
         for form, window in windows.items():
@@ -90,7 +92,7 @@ def curves(
             tries.setdefault(layer.name, []).extend((form, rank) for rank in ranks)
             changes.setdefault(layer.name, []).extend(fit - weight for fit in fits)
     kept = sum(bytes_kept(shape_of_free(layer)) for layer in layers)
-    moved = answer_changes(model, judged, changes, axes, bytes_an_image=kept)
+    moved = answer_changes(model, judged, changes, axes, scales, bytes_an_image=kept)
     points: dict[tuple[str, Form], tuple[Curve, Curve]] = {}
     for name, found in moved.items():
         for (form, rank), effect in zip(tries[name], found, strict=True):

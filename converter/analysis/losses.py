@@ -34,7 +34,8 @@ class Losses:
     """What each layer loses at each rank, and what that costs the network, on images that nothing was fitted on.
 
     Attributes:
-        errors: lost part of what varies in the layer's output, by (layer, form) at each rank from 0 to full.
+        errors: lost part of what varies in the layer's output, or in what a BatchNorm behind makes of it, by
+            (layer, form) at each rank from 0 to full.
         nats: divergence of the network's answers, that layer alone being cut; the same.
     """
 

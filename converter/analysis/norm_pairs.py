@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from ..lowrank.products import BatchNorm
 from ..lowrank.shapes import Plain, shape_of
@@ -47,6 +48,25 @@ def norm_pairs(model: nn.Module, inputs: Sequence[Samples]) -> list[Pair]:
         for layer, name in names.items()
         if layer in readers and norm_after(layer, readers[layer]) is not None
     ]
+
+
+def norm_scales(model: nn.Module, inputs: Sequence[Samples]) -> dict[str, Tensor]:
+    """(outputs,) by layer: the deviation of each channel behind the BatchNorm that follows, where there is one.
+
+    Args:
+        model, inputs: as for `norm_pairs`.
+    """
+    norms = {pair.layer: model.get_submodule(pair.norm) for pair in norm_pairs(model, inputs)}
+    return {layer: _scale(norm) for layer, norm in norms.items() if isinstance(norm, BatchNorm)}
+
+
+def _scale(norm: BatchNorm) -> Tensor:
+    """The norm's weight, and less where a channel hardly varies beside what the norm adds to its variance."""
+    scale = torch.ones(norm.num_features) if norm.weight is None else norm.weight.detach().cpu()
+    if norm.running_var is None:  # then it divides by each batch's
+        return scale
+    varies = norm.running_var.cpu()
+    return scale * (varies / (varies + norm.eps)).sqrt()
 
 
 def norm_after(layer: nn.Module, reader: Reader) -> BatchNorm | None:

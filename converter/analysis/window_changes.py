@@ -45,8 +45,8 @@ def window_changes(
         shape: of a convolution.
 
     Returns:
-        (changes,) float64, the output's squared change summed over images and places; and (changes, N), the product
-        of slopes and change, summed over places.
+        (changes, outputs) float64, each output's squared change summed over images and places; and (changes, N), the
+        product of slopes and change, summed over places.
     """
     moments = pair_moments(given, given, shape, Form.CHANNEL).centred()
     second = moments.second.reshape(shape.groups, *moments.second.shape[-2:])
@@ -54,7 +54,7 @@ def window_changes(
     matrices = torch.stack([matricise(change, shape, Form.CHANNEL) for change in changes]).double()
     matrices = matrices.reshape(len(changes), shape.groups, -1, second.shape[-1])
     places = math.prod(slopes.shape[2:])
-    squares = (matrices @ second * matrices).flatten(1).sum(1) * (len(given) * places)
+    squares = (matrices @ second * matrices).sum(-1).flatten(1) * (len(given) * places)
     products = []
     for felt, windows in answered_patches(slopes, given, shape):
         left, right = (part.reshape(*part.shape[:2], -1, places).movedim(2, 0) for part in (felt, windows - mean))

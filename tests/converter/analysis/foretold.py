@@ -19,6 +19,7 @@ from torch.nn import functional as F
 
 from dprp.converter import Form, RankRatio, calibrate, foretell, plan_ranks, survey
 from dprp.converter.analysis.layout import laid_out
+from dprp.converter.analysis.norm_pairs import norm_scales
 from dprp.converter.analysis.opening import layers_inside, opened
 from dprp.converter.analysis.products import joined
 from dprp.converter.conversion import sequential
@@ -31,7 +32,7 @@ class Foretold:
     """One layer in one form, alone.
 
     Attributes:
-        foretold, measured: lost part of what varies in its output.
+        foretold, measured: lost part of what varies in its output, as the norm behind scales it, where there is one.
     """
 
     layer: str
@@ -88,15 +89,18 @@ def _each_alone() -> Iterator[None]:
 
 @torch.no_grad()
 def _measured(model: nn.Module, made: dict[str, LowRank], images: Tensor) -> dict[str, float]:
-    lost = dict.fromkeys(made, 0.0)
-    whole = dict.fromkeys(made, 0.0)
+    found: dict[str, float] = {}
+    scales = norm_scales(model, [images[:1]])
 
     def look(name: str) -> object:
         def hook(module: nn.Module, inputs: tuple[Tensor], output: Tensor) -> None:
             channels = 1 if isinstance(module, nn.Conv2d) else output.dim() - 1
             axes = [axis for axis in range(output.dim()) if axis != channels]
-            for values, sums in ((output - made[name](inputs[0]), lost), (output, whole)):
-                sums[name] += float((values - values.mean(axes, keepdim=True)).square().sum())
+            error = output - made[name](inputs[0])
+            lost, whole = ((y - y.mean(axes, keepdim=True)).square().sum(axes).double() for y in (error, output))
+            if name in scales:
+                lost, whole = (scales[name].square() * part / whole.clamp_min(1e-300) for part in (lost, whole))
+            found[name] = float(lost.sum() / whole.sum().clamp_min(1e-300))
 
         return model.get_submodule(name).register_forward_hook(hook)
 
@@ -104,7 +108,7 @@ def _measured(model: nn.Module, made: dict[str, LowRank], images: Tensor) -> dic
     model(images)
     for handle in handles:
         handle.remove()  # type: ignore[attr-defined]
-    return {name: lost[name] / max(1e-300, whole[name]) for name in made}
+    return found
 
 
 def pictures(count: int, size: int) -> Tensor:

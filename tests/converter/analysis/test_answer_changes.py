@@ -13,6 +13,7 @@ from dprp.converter.analysis.agreement import agreement
 from dprp.converter.analysis.answer_changes import answer_changes
 from dprp.converter.analysis.answer_slopes import TEMPERATURE
 from dprp.converter.analysis.batch_axis import batch_axes
+from dprp.converter.analysis.norm_pairs import norm_scales
 
 IMAGES = torch.randn(256, 3, 16, 16, generator=torch.Generator().manual_seed(1))
 
@@ -21,7 +22,8 @@ def effects(model: nn.Module, changes: dict[str, list[Tensor]], images: Tensor =
     probe = copy.deepcopy(model)
     for parameter in probe.parameters():
         parameter.requires_grad_(False)
-    return answer_changes(probe, images, changes, batch_axes(probe, changes, images), bytes_an_image=2**20)
+    axes, scales = batch_axes(probe, changes, images), norm_scales(probe, [images[:2]])
+    return answer_changes(probe, images, changes, axes, scales, bytes_an_image=2**20)
 
 
 @torch.no_grad()
@@ -65,6 +67,26 @@ def test_effects_grow_with_the_square_of_a_change_and_the_model_stays(residual: 
     assert all(torch.equal(before[name], value) for name, value in residual.state_dict().items())
 
 
+@pytest.mark.parametrize("affine", [False, True])
+@pytest.mark.parametrize("changes", [1, 20])  # by running the layer, and from its windows
+def test_a_layer_with_a_norm_behind_loses_what_the_norm_s_output_loses(affine: bool, changes: int) -> None:
+    conv, norm = nn.Conv2d(3, 8, 3, bias=False), nn.BatchNorm2d(8, affine=affine, momentum=None)
+    model = nn.Sequential(conv, norm, nn.ReLU(), nn.Flatten(), nn.Linear(8 * 14 * 14, 5))
+    conv.weight.data *= torch.logspace(-2, 0, 8).reshape(-1, 1, 1, 1)  # quiet channels count as much as loud ones
+    conv.weight.data[0] = 0.0  # but one that is nothing counts nothing
+    if affine:
+        nn.init.uniform_(norm.weight, 0.1, 2.0)
+    model(IMAGES)
+    change = 0.1 * torch.randn(conv.weight.shape) * conv.weight.std()
+    lost = effects(model.eval(), {"0": [change] * changes})["0"][0].lost
+    with torch.no_grad():
+        wanted = norm(conv(IMAGES))
+        conv.weight.add_(change)
+        moved = (norm(conv(IMAGES)) - wanted)[:, 1:]
+        varies = [(part - part.mean((0, 2, 3), keepdim=True)).square().sum((0, 2, 3)) for part in (moved, wanted)]
+    assert lost == pytest.approx(float(varies[0].sum() / varies[1].sum()), rel=1e-3)
+
+
 def test_layers_without_a_gradient_are_left_out() -> None:
     class Cut(nn.Module):
         def __init__(self) -> None:
@@ -100,7 +122,7 @@ def test_networks_that_write_to_their_tensors(overwritten: bool) -> None:
     given = IMAGES.clone()
     model.requires_grad_(False)
     found = answer_changes(
-        model, given, {"first": [torch.ones_like(model.first.weight)]}, {"first": 0}, bytes_an_image=1
+        model, given, {"first": [torch.ones_like(model.first.weight)]}, {"first": 0}, {}, bytes_an_image=1
     )
     assert found.keys() == (set() if overwritten else {"first"})
     assert torch.equal(given, IMAGES)
