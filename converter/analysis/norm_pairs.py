@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import torch
 from torch import Tensor, nn
 
 from ..lowrank.products import BatchNorm
@@ -62,11 +61,10 @@ def norm_scales(model: nn.Module, inputs: Sequence[Samples]) -> dict[str, Tensor
 
 def _scale(norm: BatchNorm) -> Tensor:
     """The norm's weight, and less where a channel hardly varies beside what the norm adds to its variance."""
-    scale = torch.ones(norm.num_features) if norm.weight is None else norm.weight.detach().cpu()
-    if norm.running_var is None:  # then it divides by each batch's
-        return scale
+    assert norm.running_var is not None, "a norm of each batch's own statistics is no reader"
     varies = norm.running_var.cpu()
-    return scale * (varies / (varies + norm.eps)).sqrt()
+    shares = (varies / (varies + norm.eps)).sqrt()
+    return shares if norm.weight is None else norm.weight.detach().cpu() * shares
 
 
 def norm_after(layer: nn.Module, reader: Reader) -> BatchNorm | None:
