@@ -71,7 +71,7 @@ def test_compress_says_it_in_its_notes(dprp: Any, tmp_path: Path) -> None:
 
 
 def test_polishing_says_what_it_added(dprp: Any, tmp_path: Path) -> None:
-    cut = ("convert", *START, "--budget", "macs=0.05", "--rank-multiple", 1, "-o", tmp_path / "a.safetensors")
+    cut = ("convert", *START, "--budget", "macs=0.03", "--rank-multiple", 1, "-o", tmp_path / "a.safetensors")
     run = dprp(*cut, "--polish", 120, "--json")
     told = run.json()["agreement"]
     done = told["polish"]
