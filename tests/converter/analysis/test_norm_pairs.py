@@ -11,9 +11,8 @@ IMAGES = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(1))
 
 
 def test_only_a_norm_of_a_layer_s_own_output_counts() -> None:
-    model = nn.Sequential(
-        nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Conv2d(4, 4, 3), nn.ReLU(), nn.BatchNorm2d(4)
-    ).eval()
+    pair, apart = (nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)), (nn.Conv2d(4, 4, 3), nn.ReLU(), nn.BatchNorm2d(4))
+    model = nn.Sequential(*pair, *apart).eval()
     assert norm_pairs(model, [IMAGES]) == [("0", "1")]
     assert norm_scales(model, [IMAGES]).keys() == {"0"}
 
@@ -21,9 +20,8 @@ def test_only_a_norm_of_a_layer_s_own_output_counts() -> None:
 def test_scales_are_the_deviations_behind_the_norm() -> None:
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4, momentum=None))
     norm = model[1]
-    model[0].weight.data *= torch.tensor([1e-4, 1e-2, 1.0, 1.0]).reshape(
-        -1, 1, 1, 1
-    )  # the first is below the norm's eps
+    quiet = torch.tensor([1e-4, 1e-2, 1.0, 1.0])  # the first varies less than the norm adds
+    model[0].weight.data *= quiet.reshape(-1, 1, 1, 1)
     nn.init.uniform_(norm.weight, 0.5, 2.0)
     norm.weight.data[3] *= -1
     many = torch.randn(256, 3, 8, 8, generator=torch.Generator().manual_seed(2))
