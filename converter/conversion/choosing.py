@@ -93,7 +93,8 @@ def choose_plan(model: nn.Module, plans: Sequence[Plan], calibration: Calibratio
     wanted = [softened(part, temperature) for part in sure]
     scores = {}
     for place in sorted(different.values()):
-        ours = answers(convert(model, plans[place], calibration=trial), judges, temperature=temperature)
+        tried = convert(model, plans[place], calibration=trial, mirror=False)
+        ours = answers(tried, judges, temperature=temperature)
         scores[place] = divergence_between(ours, wanted, len(judges))
     return min(scores, key=lambda place: scores[place])
 

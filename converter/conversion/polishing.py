@@ -26,7 +26,7 @@ from ..analysis.surveying import survey
 from ..errors import ModelError, TrainingError
 from .matching import Pair
 from .step_sizes import step_size
-from .views import views
+from .views import are_small, views
 
 _CHECKS = 10
 """How often the held-out images judge."""
@@ -133,7 +133,7 @@ def polish(
         raise ModelError("there are no held-out images to judge by; give at least 1, or none to hold out a fifth")
     seen, judges = hold_out(images) if held_out is None else (images, held_out)
     batch_size = min(len(seen), config.batch or _usual(images)[0])
-    paste = _are_small(images) if config.paste is None else config.paste
+    paste = are_small(images) if config.paste is None else config.paste
     wanting = {parameter: parameter.requires_grad for parameter in model.parameters()}
     generator = torch.Generator().manual_seed(config.seed)
     with evaluating(model), evaluating(dense):
@@ -209,8 +209,4 @@ def _share(step: int, steps: int) -> float:
 
 def _usual(images: Samples) -> tuple[int, float]:
     """Images a step, and the peak rate."""
-    return _SMALL if _are_small(images) else _LARGE
-
-
-def _are_small(images: Samples) -> bool:
-    return len(images.shape) != 4 or images.shape[2] * images.shape[3] <= 64 * 64
+    return _SMALL if are_small(images) else _LARGE

@@ -39,6 +39,7 @@ from ..lowrank.layers import LowRank
 from ..lowrank.shapes import Plain
 from ..planning.plan import Plan
 from .twins import Cut, Refit, Twin
+from .views import both_ways
 from .walking import Walk
 from .windows import Batch
 
@@ -69,6 +70,7 @@ def reconstruct(
     ridge: float,
     metrics: OutputMetrics | None = None,
     refit: bool = True,
+    mirror: bool = False,
     on_layer: Callable[[str], None] | None = None,
 ) -> Reconstruction:
     """Makes the low-rank layers of a plan, each fitted behind those before it.
@@ -80,6 +82,7 @@ def reconstruct(
         ridge: of the inputs' metric in which ranks are cut, relative to the mean of a moment's diagonal.
         metrics: of the outputs; without one, every output of a layer counts the same.
         refit: whether layers that stay dense make up for those before them, too.
+        mirror: whether they learn from the mirror images of the images as well.
         on_layer: is told the name of each layer when it is made.
 
     Raises:
@@ -87,7 +90,8 @@ def reconstruct(
     """
     layers = survey(model, images[:1], pairs=False)
     shapes = [layer.shape for layer in layers]
-    images = images[: images_in_step(shapes, len(images))]
+    ways = 2 if mirror else 1
+    images = images[: max(1, images_in_step(shapes, ways * len(images)) // ways)]
     staying = {
         layer.name: layer.shape
         for layer in layers
@@ -127,7 +131,7 @@ def reconstruct(
         return list(twins.values())
 
     try:
-        twins = twins_after(*_batches(images, images_at_once(shapes)))
+        twins = twins_after(*_batches(images, images_at_once(shapes), mirror=mirror))
     except OtherWaysError:  # one batch takes one way, and none is spared to judge
         some = images[: images_in_memory(shapes, len(images), networks=2)]
         twins = twins_after([Batch(0, len(some), judges=False)], [joined([some, some])])
@@ -152,12 +156,16 @@ def reconstruct(
     return made
 
 
-def _batches(images: Samples, most: int) -> tuple[list[Batch], list[Samples]]:
-    """Batches of at most so many images, and what each runs on; every third image, judges, in others."""
-    judges = len(images) // 3 if len(images) >= _FEWEST_TO_SPLIT else 0
-    ordered = joined([images[start::3] for start in range(3)])
+def _batches(images: Samples, most: int, *, mirror: bool) -> tuple[list[Batch], list[Samples]]:
+    """Batches of at most so many images, and what each runs on; every third image, judges, in others.
+
+    A mirror image judges where its image does.
+    """
+    thirds = [images[start::3] for start in range(3)]
+    ordered = joined([both_ways(third) if mirror else third for third in thirds])
+    judges = len(ordered) // len(images) * len(thirds[-1]) if len(images) >= _FEWEST_TO_SPLIT else 0
     batches = []
-    for first, end in ((0, len(images) - judges), (len(images) - judges, len(images))):
+    for first, end in ((0, len(ordered) - judges), (len(ordered) - judges, len(ordered))):
         batches += [Batch(start, min(most, end - start), first > 0) for start in range(first, end, most)]
     some = [ordered[batch.start : batch.start + batch.images] for batch in batches]
     return batches, [joined([part, part]) for part in some]

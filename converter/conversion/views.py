@@ -1,6 +1,6 @@
-"""The images that a network is polished on, in batches of ever new views of them.
+"""Views of images: what the dense network gives for a view is what is wanted there, so that no label has to fit it.
 
-What the dense network gives for a view is what is wanted there, so that no label has to fit it.
+Fits see the mirror images of few large ones. Polishing sees ever new views, in batches.
 
 Source: rectangles of other images, Yun et al. (2019), "CutMix".
 """
@@ -8,11 +8,39 @@ Source: rectangles of other images, Yun et al. (2019), "CutMix".
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import TypeGuard
 
 import torch
 from torch import Tensor
 
 from ..analysis.inputs import Samples
+
+_FEW = 64
+"""Large images below which fits follow those that they see, and gain by their mirror images."""
+
+_SMALL = 64 * 64
+"""Pixels of an image up to which it is small."""
+
+
+def are_maps(images: Samples) -> TypeGuard[Tensor]:
+    """Whether they are (N, channels, height, width)."""
+    return isinstance(images, Tensor) and images.dim() == 4
+
+
+def are_small(images: Samples) -> bool:
+    """Whether they are no maps, or have no more than 64 x 64 places."""
+    return len(images.shape) != 4 or images.shape[2] * images.shape[3] <= _SMALL
+
+
+def gain_by_mirroring(images: Samples) -> bool:
+    """Whether fits to their mirror images as well are known to hold better on others: few large maps."""
+    return are_maps(images) and not are_small(images) and len(images) < _FEW
+
+
+def both_ways(images: Samples) -> Tensor:
+    """Maps (N, channels, height, width), and behind them their mirror images: (2N, ...)."""
+    assert are_maps(images)
+    return torch.cat([images, images.flip(-1)])
 
 
 def views(
@@ -34,7 +62,7 @@ def views(
             order = torch.randperm(len(images), generator=generator)
         batch = images[order[:size].to(images.device)]
         order = order[size:]
-        if isinstance(batch, Tensor) and batch.dim() == 4:
+        if are_maps(batch):
             batch = _mirrored(batch, generator) if mirror else batch
             batch = _pasted(batch, generator) if paste else batch
         yield batch
