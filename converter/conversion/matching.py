@@ -77,6 +77,12 @@ class Pair:
         return total
 
     @torch.no_grad()
+    def loss(self, images: Samples) -> float:
+        """The distance on a batch."""
+        parts = images.split(self._at_once)
+        return sum(float(self._loss(part)) * len(part) for part in parts) / len(images)
+
+    @torch.no_grad()
     def judge(self, images: Samples) -> Callable[[], float]:
         """How far the answers to some images are apart, to be asked again and again; the dense ones are kept."""
         parts = images.split(self._at_once)

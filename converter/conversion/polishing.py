@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,7 +25,7 @@ from ..analysis.probe import evaluating
 from ..analysis.surveying import survey
 from ..errors import ModelError, TrainingError
 from .matching import Pair
-from .step_sizes import step_size
+from .step_sizes import longest_rate, step_size
 from .views import are_small, views
 
 _CHECKS = 10
@@ -34,9 +34,8 @@ _CHECKS = 10
 _ASTRAY, _SLOWER = 1.5, 0.3
 """Where the answers are so many times farther from the dense network's than the best were, steps become so long."""
 
-_SMALL, _LARGE = (100, 0.01), (16, 0.0004)
-"""Images a step and peak rate, for images of up to 64 x 64 and for larger ones, of which there are few as a rule. As
-measured: 0.01 is best for ResNet-20, and 0.0003 to 0.0006 for mobilenet_v2, where 0.002 gains nothing any more."""
+_SMALL, _LARGE = 100, 16
+"""Images a step, for images of up to 64 x 64 and for larger ones, of which there are few as a rule."""
 
 _WARM_UP = 0.05
 
@@ -53,8 +52,8 @@ class PolishConfig:
     Attributes:
         steps: of the optimizer, >= 1.
         batch: images a step, >= 1; None for 100, and 16 where they are larger than 64 x 64.
-        rate: peak step, relative to the size of each tensor; falls by a cosine after a short warm-up. None for 0.01,
-            and 0.0004 where images are larger than 64 x 64.
+        rate: peak step, relative to the size of each tensor; falls by a cosine after a short warm-up. None for the
+            longest that does not raise the loss of a batch.
         mirror: mirror half of the images, where they are maps.
         paste: paste a rectangle of another image into each, where they are maps. None for images of up to 64 x 64;
             larger ones gained nothing by it.
@@ -132,20 +131,27 @@ def polish(
     if held_out is not None and not len(held_out):
         raise ModelError("there are no held-out images to judge by; give at least 1, or none to hold out a fifth")
     seen, judges = hold_out(images) if held_out is None else (images, held_out)
-    batch_size = min(len(seen), config.batch or _usual(images)[0])
+    batch_size = min(len(seen), config.batch or _usual_batch(images))
     paste = are_small(images) if config.paste is None else config.paste
     wanting = {parameter: parameter.requires_grad for parameter in model.parameters()}
-    generator = torch.Generator().manual_seed(config.seed)
+    trained = [parameter for parameter in wanting if parameter.is_floating_point() and parameter.numel()]
+
+    def drawn(steps: int) -> Iterator[Samples]:
+        generator = torch.Generator().manual_seed(config.seed)
+        return views(seen, batch_size, steps, generator, mirror=config.mirror, paste=paste)
+
     with evaluating(model), evaluating(dense):
         pair = Pair(model, dense, images, batch_size)
         distance = pair.judge(judges)
         best = before = distance()
         kept, state = 0, copy.deepcopy(model.state_dict())
-        step, rate = 0, config.rate or _usual(images)[1]
-        optimizer = _optimizer(list(wanting), rate)
-        every = max(1, config.steps // _CHECKS)
+        step, every = 0, max(1, config.steps // _CHECKS)
         try:
-            for batch in views(seen, batch_size, config.steps, generator, mirror=config.mirror, paste=paste):
+            for parameter in trained:
+                parameter.requires_grad_()
+            rate = config.rate or longest_rate(pair, next(drawn(1)), trained)
+            optimizer = _optimizer(trained, rate)
+            for batch in drawn(config.steps):
                 optimizer.zero_grad()
                 loss = pair.backward(batch)
                 _paced(optimizer, _share(step, config.steps))
@@ -161,11 +167,11 @@ def polish(
                 elif not found <= _ASTRAY * best:
                     model.load_state_dict(state)
                     rate *= _SLOWER
-                    optimizer = _optimizer(list(wanting), rate)
+                    optimizer = _optimizer(trained, rate)
         finally:
             model.load_state_dict(state)
-            optimizer.zero_grad()
             for parameter, wanted in wanting.items():
+                parameter.grad = None
                 parameter.requires_grad_(wanted)
     return Polish(before, best, step, kept)
 
@@ -178,19 +184,16 @@ def usual_steps(dense: nn.Module, images: Samples) -> int:
         images: as for `polish`.
     """
     # The dense network, and three passes' worth of ours.
-    macs = 4 * survey(dense, images[:1]).macs * _usual(images)[0]
+    macs = 4 * survey(dense, images[:1]).macs * _usual_batch(images)
     return max(_FEWEST_STEPS, min(_MOST_STEPS, int(_MACS / max(1, macs))))
 
 
-def _optimizer(parameters: list[nn.Parameter], rate: float) -> torch.optim.Optimizer:
-    """Adam whose steps are relative to the size of each tensor; all that can be trained is."""
-    groups = []
-    for parameter in parameters:
-        parameter.requires_grad_(parameter.is_floating_point())
-        if parameter.requires_grad and parameter.numel():
-            peak = rate * step_size(parameter)
-            groups.append({"params": [parameter], "lr": peak, "peak": peak})
-    return torch.optim.Adam(groups)
+def _optimizer(parameters: Sequence[nn.Parameter], rate: float) -> torch.optim.Optimizer:
+    """Adam whose steps are relative to the size of each tensor."""
+    peaks = [rate * step_size(parameter) for parameter in parameters]
+    return torch.optim.Adam(
+        [{"params": [one], "lr": peak, "peak": peak} for one, peak in zip(parameters, peaks, strict=True)]
+    )
 
 
 def _paced(optimizer: torch.optim.Optimizer, share: float) -> None:
@@ -207,6 +210,6 @@ def _share(step: int, steps: int) -> float:
     return 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, steps - warm)))
 
 
-def _usual(images: Samples) -> tuple[int, float]:
-    """Images a step, and the peak rate."""
+def _usual_batch(images: Samples) -> int:
+    """Images a step."""
     return _SMALL if are_small(images) else _LARGE

@@ -21,8 +21,12 @@ from dprp.converter import (
     polish,
     survey,
 )
+from dprp.converter.analysis.held_out import hold_out
 from dprp.converter.conversion import matching, polishing
+from dprp.converter.conversion.matching import Pair
 from dprp.converter.conversion.polishing import usual_steps
+from dprp.converter.conversion.step_sizes import longest_rate, step_size
+from dprp.converter.conversion.views import views
 
 QUICK = PolishConfig(steps=30, batch=20)
 
@@ -31,10 +35,10 @@ def _images() -> Tensor:
     return torch.randn(60, 3, 16, 16, generator=torch.Generator().manual_seed(1)).cumsum(-1) / 3
 
 
-def _converted(dense: nn.Module, *, fitted: bool = False) -> nn.Module:
+def _converted(dense: nn.Module, *, fitted: bool = False, rank: int = 1) -> nn.Module:
     """By the weights alone, which leaves much to polish, or fitted to the images."""
     layers = survey(dense, _images()[:1])
-    plan = plan_ranks(layers, FixedRank(1))
+    plan = plan_ranks(layers, FixedRank(rank))
     assert len(plan.factored) >= 3
     return convert(dense, plan, calibration=calibrate(dense, layers, _images()) if fitted else None)
 
@@ -135,16 +139,42 @@ def test_a_rate_that_is_too_high_is_lowered(residual: nn.Module, monkeypatch: py
     assert rates == pytest.approx([0.9 * 0.3**step for step in range(len(rates))])
 
 
-@pytest.mark.parametrize(("size", "rate"), [(16, 0.01), (80, 0.0004)])
-def test_larger_images_are_polished_on_in_smaller_steps(
-    residual: nn.Module, monkeypatch: pytest.MonkeyPatch, size: int, rate: float
+def test_the_rate_is_the_longest_that_does_not_raise_the_loss_of_a_batch(
+    residual: nn.Module, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rates = []
     made = polishing._optimizer
     monkeypatch.setattr(polishing, "_optimizer", lambda p, rate: rates.append(rate) or made(p, rate))  # type: ignore[func-returns-value]
-    images = nn.functional.interpolate(_images()[:6], size)
-    polish(_converted(residual), residual, images, PolishConfig(1), held_out=images)
-    assert rates == [rate]
+    polish(_converted(residual, fitted=True, rank=6), residual, _images(), PolishConfig(1, 20))
+    model = _converted(residual, fitted=True, rank=6)
+    (batch,) = views(hold_out(_images())[0], 20, 1, torch.Generator().manual_seed(0), mirror=True, paste=True)
+    pair = Pair(model, residual, _images(), 20)
+    before = pair.backward(batch)
+    moved = [one for one in model.parameters() if one.grad is not None]
+    ways = [step_size(one) * one.grad.sign() for one in moved if one.grad is not None]
+
+    def loss(rate: float) -> float:
+        with torch.no_grad():
+            for one, way in zip(moved, ways, strict=True):
+                one.sub_(rate * way)
+            found = pair.loss(batch)
+            for one, way in zip(moved, ways, strict=True):
+                one.add_(rate * way)
+        return found
+
+    rate = rates[0]
+    assert 3e-5 < rate < 0.03
+    assert loss(rate) <= before < loss(rate * 10**0.25)
+
+
+def test_looking_for_a_rate_leaves_everything_as_it_was(residual: nn.Module) -> None:
+    model = _converted(residual)
+    before = copy.deepcopy(model.state_dict())
+    pair = Pair(model, residual, _images(), 20)
+    rate = longest_rate(pair, _images()[:20], model.parameters())
+    assert 3e-5 * (1 - 1e-9) <= rate <= 0.03
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+    assert all(parameter.grad is None for parameter in model.parameters())
 
 
 def test_larger_networks_are_polished_in_fewer_steps(residual: nn.Module) -> None:
