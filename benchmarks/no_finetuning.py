@@ -5,7 +5,7 @@
 
 Prints one line a budget: top-1 of what `dprp convert --calibrate` makes and, in brackets, how far its answers are
 from the dense network's on up to 1,000 of the test images; the same after polishing, of plain SVD, and of fits
-without and with mirror images, where asked for. Seconds are those of calibration, planning and conversion together.
+to other numbers of views, where asked for. Seconds are those of calibration, planning and conversion together.
 """
 
 from __future__ import annotations
@@ -62,7 +62,9 @@ def main() -> None:
     parser.add_argument("--polish", type=int, nargs="?", const=-1, help="steps of polishing; alone, the usual number")
     parser.add_argument("--rate", type=float, help="of polishing; what suits the images without")
     parser.add_argument("--plain", action="store_true", help="score plain SVD, too")
-    parser.add_argument("--mirror", action="store_true", help="score fits without and with mirror images, too")
+    parser.add_argument(
+        "--views", type=int, nargs="+", default=[], help="score fits to so many views of each image, too"
+    )
     arguments = parser.parse_args()
     model = build(arguments.model)
     load_weights(model, arguments.checkpoint)
@@ -97,10 +99,9 @@ def main() -> None:
         if arguments.plain:
             plain = plan_ranks(layers, MacBudget(budget), rank_multiple=arguments.rank_multiple)
             line += f"  plain SVD {evaluate(convert(model, plain), test).top1:6.2f} %"
-        if arguments.mirror:
-            for mirror, name in ((False, "images alone"), (True, "with mirror images")):
-                fitted = convert(model, plan, calibration=calibration, mirror=mirror)
-                line += f"  {name} {_scored(fitted, model, test)}"
+        for views in arguments.views:
+            fitted = convert(model, plan, calibration=calibration, views=views)
+            line += f"  {views} views {_scored(fitted, model, test)}"
         print(f"{line}  {seconds:6.1f} s  {len(calibration.images)} images", flush=True)
     print(f"peak memory {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:.2f} GiB")
 

@@ -93,7 +93,7 @@ def choose_plan(model: nn.Module, plans: Sequence[Plan], calibration: Calibratio
     wanted = [softened(part, temperature) for part in sure]
     scores = {}
     for place in sorted(different.values()):
-        tried = convert(model, plans[place], calibration=trial, mirror=False)
+        tried = convert(model, plans[place], calibration=trial, views=1)
         ours = answers(tried, judges, temperature=temperature)
         scores[place] = divergence_between(ours, wanted, len(judges))
     return min(scores, key=lambda place: scores[place])

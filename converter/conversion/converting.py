@@ -24,7 +24,7 @@ from .attached import attach_images, attachments, forget_plan
 from .batchnorm import reestimate, running_statistics, shift_norms
 from .replacing import check_fit, replace_layers
 from .sequential import Reconstruction, reconstruct
-from .views import are_maps, gain_by_mirroring
+from .views import views_to_fit
 
 _KEPT_IMAGES = 2
 """Calibration images that a converted network keeps, for `fuse` to prove its work on."""
@@ -36,7 +36,7 @@ def convert(
     *,
     calibration: Calibration | None = None,
     refit: bool = True,
-    mirror: bool | None = None,
+    views: int | None = None,
     inplace: bool = False,
     on_layer: Callable[[str], None] | None = None,
 ) -> nn.Module:
@@ -49,8 +49,8 @@ def convert(
             up for the errors before it. BatchNorm statistics are taken anew where that brings the outputs nearer to
             the dense network's. Without it, factors are the best fit to the weights.
         refit: let layers that stay dense make up for the errors before them, too, by other weights.
-        mirror: fit on the mirror images of the images as well, where they are maps. None where that is known to hold
-            better on others: fewer than 64 images, larger than 64 x 64.
+        views: of each image to fit on, >= 1: itself, and crops of it, where images are maps. None for as many as are
+            known to hold better on others: 3 of fewer than 64 images that are larger than 64 x 64, and 1 otherwise.
         inplace: change `model` itself.
         on_layer: is told the name of each layer when it is made.
 
@@ -64,6 +64,8 @@ def convert(
         ModelError: the model cannot take the calibration images, or uses a layer that is out of reach of a
             replacement. Nothing has been changed then.
     """
+    if views is not None and views < 1:
+        raise ModelError(f"views {views} is below 1; give 1 for the images alone, or more for crops of them")
     names = [layer.name for layer in plan]
     given, model = model, opened(model, names, plan.products)
     check_fit(model, plan)
@@ -77,7 +79,7 @@ def convert(
             ridge=RIDGE,
             metrics=calibration.metrics,
             refit=refit,
-            mirror=gain_by_mirroring(images) if mirror is None else mirror and are_maps(images),
+            views=views_to_fit(images, views),
             on_layer=on_layer,
         )
     target = given if inplace else copied(model)

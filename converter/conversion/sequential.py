@@ -18,7 +18,7 @@ Source: asymmetric reconstruction, Zhang et al. (2015), with the whitened cut of
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -39,7 +39,7 @@ from ..lowrank.layers import LowRank
 from ..lowrank.shapes import Plain
 from ..planning.plan import Plan
 from .twins import Cut, Refit, Twin
-from .views import both_ways
+from .views import several_views
 from .walking import Walk
 from .windows import Batch
 
@@ -70,7 +70,7 @@ def reconstruct(
     ridge: float,
     metrics: OutputMetrics | None = None,
     refit: bool = True,
-    mirror: bool = False,
+    views: int = 1,
     on_layer: Callable[[str], None] | None = None,
 ) -> Reconstruction:
     """Makes the low-rank layers of a plan, each fitted behind those before it.
@@ -82,7 +82,7 @@ def reconstruct(
         ridge: of the inputs' metric in which ranks are cut, relative to the mean of a moment's diagonal.
         metrics: of the outputs; without one, every output of a layer counts the same.
         refit: whether layers that stay dense make up for those before them, too.
-        mirror: whether they learn from the mirror images of the images as well.
+        views: of each image that they learn from: itself, and crops of it.
         on_layer: is told the name of each layer when it is made.
 
     Raises:
@@ -90,8 +90,7 @@ def reconstruct(
     """
     layers = survey(model, images[:1], pairs=False)
     shapes = [layer.shape for layer in layers]
-    ways = 2 if mirror else 1
-    images = images[: max(1, images_in_step(shapes, ways * len(images)) // ways)]
+    images = images[: max(1, images_in_step(shapes, views * len(images)) // views)]
     staying = {
         layer.name: layer.shape
         for layer in layers
@@ -131,7 +130,7 @@ def reconstruct(
         return list(twins.values())
 
     try:
-        twins = twins_after(*_batches(images, images_at_once(shapes), mirror=mirror))
+        twins = twins_after(*_batches(several_views(images, views), images_at_once(shapes)))
     except OtherWaysError:  # one batch takes one way, and none is spared to judge
         some = images[: images_in_memory(shapes, len(images), networks=2)]
         twins = twins_after([Batch(0, len(some), judges=False)], [joined([some, some])])
@@ -156,14 +155,14 @@ def reconstruct(
     return made
 
 
-def _batches(images: Samples, most: int, *, mirror: bool) -> tuple[list[Batch], list[Samples]]:
+def _batches(views: Sequence[Samples], most: int) -> tuple[list[Batch], list[Samples]]:
     """Batches of at most so many images, and what each runs on; every third image, judges, in others.
 
-    A mirror image judges where its image does.
+    All views of an image are on one side.
     """
-    thirds = [images[start::3] for start in range(3)]
-    ordered = joined([both_ways(third) if mirror else third for third in thirds])
-    judges = len(ordered) // len(images) * len(thirds[-1]) if len(images) >= _FEWEST_TO_SPLIT else 0
+    thirds = [joined([view[start::3] for view in views]) for start in range(3)]
+    ordered = joined(thirds)
+    judges = len(thirds[-1]) if len(views[0]) >= _FEWEST_TO_SPLIT else 0
     batches = []
     for first, end in ((0, len(ordered) - judges), (len(ordered) - judges, len(ordered))):
         batches += [Batch(start, min(most, end - start), first > 0) for start in range(first, end, most)]

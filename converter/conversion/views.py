@@ -1,8 +1,9 @@
 """Views of images: what the dense network gives for a view is what is wanted there, so that no label has to fit it.
 
-Fits see the mirror images of few large ones. Polishing sees ever new views, in batches.
+Fits see crops of few large images as well. Polishing sees ever new views, in batches.
 
-Source: rectangles of other images, Yun et al. (2019), "CutMix".
+Sources: crops, Szegedy et al. (2015), as torchvision takes them; rectangles of other images, Yun et al. (2019),
+"CutMix".
 """
 
 from __future__ import annotations
@@ -14,12 +15,19 @@ import torch
 from torch import Tensor
 
 from ..analysis.inputs import Samples
+from ..analysis.running import same_noise
 
 _FEW = 64
-"""Large images below which fits follow those that they see, and gain by their mirror images."""
+"""Large images below which fits follow those that they see, and gain by more views of them."""
+
+_VIEWS = 3
+"""Of each of few images."""
 
 _SMALL = 64 * 64
 """Pixels of an image up to which it is small."""
+
+_CROPS = (0.35, 1.0)
+"""Of the area of an image."""
 
 
 def are_maps(images: Samples) -> TypeGuard[Tensor]:
@@ -32,15 +40,32 @@ def are_small(images: Samples) -> bool:
     return len(images.shape) != 4 or images.shape[2] * images.shape[3] <= _SMALL
 
 
-def gain_by_mirroring(images: Samples) -> bool:
-    """Whether fits to their mirror images as well are known to hold better on others: few large maps."""
-    return are_maps(images) and not are_small(images) and len(images) < _FEW
+def views_to_fit(images: Samples, wanted: int | None = None) -> int:
+    """How many views of each image to fit on.
+
+    Args:
+        images: (N, ...).
+        wanted: by somebody, >= 1; None for as many as fits are known to gain by: several of few large maps, or one.
+    """
+    if not are_maps(images) or not images.is_floating_point():
+        return 1
+    if wanted is not None:
+        return wanted
+    return 1 if are_small(images) or len(images) >= _FEW else _VIEWS
 
 
-def both_ways(images: Samples) -> Tensor:
-    """Maps (N, channels, height, width), and behind them their mirror images: (2N, ...)."""
-    assert are_maps(images)
-    return torch.cat([images, images.flip(-1)])
+def several_views(images: Samples, count: int) -> list[Samples]:
+    """The images, and so many views less one: a crop of each in its size, mirrored or not; the same each time.
+
+    Args:
+        images: (N, ...); maps, for more than one.
+        count: of views, >= 1.
+
+    Returns:
+        Each view (N, ...), in the memory layout of the images.
+    """
+    with same_noise():
+        return [images] + [_cropped(images) for _ in range(count - 1) if are_maps(images)]
 
 
 def views(
@@ -66,6 +91,18 @@ def views(
             batch = _mirrored(batch, generator) if mirror else batch
             batch = _pasted(batch, generator) if paste else batch
         yield batch
+
+
+def _cropped(images: Tensor) -> Tensor:
+    """A crop of each, in its size, by the global generator; half of them are mirrored."""
+    from torchvision.transforms import v2  # takes a second
+
+    size = list(images.shape[2:])
+    crop = v2.Compose([v2.RandomResizedCrop(size, scale=_CROPS, antialias=True), v2.RandomHorizontalFlip()])
+    cropped = torch.empty_like(images)
+    for image, place in zip(images, cropped, strict=True):
+        place.copy_(crop(image))
+    return cropped
 
 
 def _mirrored(images: Tensor, generator: torch.Generator) -> Tensor:

@@ -67,10 +67,10 @@ def test_all_images_that_a_trial_is_not_fitted_on_judge_it(
     fitted: list[Tensor] = []
     judges: list[Tensor] = []
 
-    def made(model: nn.Module, plan: Plan, *, calibration: Calibration, mirror: bool) -> nn.Module:
+    def made(model: nn.Module, plan: Plan, *, calibration: Calibration, views: int) -> nn.Module:
         assert isinstance(calibration.images, Tensor)
         fitted.append(calibration.images)
-        return convert(model, plan, calibration=calibration, mirror=mirror)
+        return convert(model, plan, calibration=calibration, views=views)
 
     def asked(model: nn.Module, some: Tensor, *, temperature: float = 1.0) -> list[Tensor]:
         judges.append(some)
