@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 
 from ..analysis.inputs import Samples
-from ..analysis.running import same_noise
 
 _FEW = 64
 """Large images below which fits follow those that they see, and gain by more views of them."""
@@ -64,8 +63,9 @@ def several_views(images: Samples, count: int) -> list[Samples]:
     Returns:
         Each view (N, ...), in the memory layout of the images.
     """
-    with same_noise():
-        return [images] + [_cropped(images) for _ in range(count - 1) if are_maps(images)]
+    generator = torch.Generator().manual_seed(0)
+    crops = (_cropped(images, generator) for _ in range(count - 1) if are_maps(images))
+    return [images, *(_mirrored(crop, generator) for crop in crops)]
 
 
 def views(
@@ -93,15 +93,16 @@ def views(
         yield batch
 
 
-def _cropped(images: Tensor) -> Tensor:
-    """A crop of each, in its size, by the global generator; half of them are mirrored."""
+def _cropped(images: Tensor, generator: torch.Generator) -> Tensor:
+    """A crop of each, in its size."""
     from torchvision.transforms import v2  # takes a second
 
-    size = list(images.shape[2:])
-    crop = v2.Compose([v2.RandomResizedCrop(size, scale=_CROPS, antialias=True), v2.RandomHorizontalFlip()])
+    crop = v2.RandomResizedCrop(images.shape[2:], scale=_CROPS, antialias=True)
     cropped = torch.empty_like(images)
-    for image, place in zip(images, cropped, strict=True):
-        place.copy_(crop(image))
+    with torch.random.fork_rng(devices=[]):  # torchvision draws from torch's own generator
+        torch.manual_seed(int(torch.randint(2**31, (), generator=generator)))
+        for image, place in zip(images, cropped, strict=True):
+            place.copy_(crop(image))
     return cropped
 
 
