@@ -15,10 +15,9 @@ from torch.nn import functional as F
 
 from ..lowrank.layers import convolve
 from ..lowrank.shapes import Plain, shape_of
-from .answer_slopes import Call, answer_slopes, centred, images_with_slopes, squared, usable
+from .answer_slopes import TEMPERATURE, Call, answer_slopes, centred, images_with_slopes, squared, usable
 from .inputs import Samples
 from .probe import evaluating
-from .softening import softening_of
 from .window_changes import window_changes, windows_pay
 
 
@@ -66,10 +65,9 @@ def answer_changes(
     unknown = {name for name in changes if axes.get(name) is None}
     generator = torch.Generator(images.device).manual_seed(0)
     answers = 0
-    temperature = softening_of(model, images)
     with evaluating(model):
         for part in images.split(images_with_slopes(bytes_an_image)):
-            calls, rows = answer_slopes(model, modules, part, generator, temperature=temperature)
+            calls, rows = answer_slopes(model, modules, part, generator)
             answers += rows
             for name, module in modules.items():
                 if name in unknown:
@@ -83,7 +81,7 @@ def answer_changes(
                 lost[name] = lost[name] + sum(gone for gone, _ in found)
                 whole[name] = whole[name] + sum(call.variation for call in calls[name])
                 squares[name] = squares[name] + torch.stack([slopes for _, slopes in found]).sum(0).square().sum(1)
-    scale = 0.5 * temperature**2 / max(1, answers)
+    scale = 0.5 * TEMPERATURE**2 / max(1, answers)
     effects = {}
     for name in changes:
         if name not in unknown:

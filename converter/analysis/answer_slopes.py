@@ -4,7 +4,7 @@ To second order the divergence of the answers is half of E (sum g d)^2, where d 
 and g the gradient of v . scores, with v noise of the covariance diag(p) - p p^T that the answers p have.
 
 Source: the Gauss-Newton (Fisher) approximation, as in Martens (2014), "New insights and perspectives on the natural
-gradient method"; answers softened where they are sure, for these have no slope to speak of.
+gradient method"; answers softened as in distillation, for those of a sure network have no slope to speak of.
 """
 
 from __future__ import annotations
@@ -21,6 +21,9 @@ from ..lowrank.shapes import Plain, shape_of
 from .inputs import Samples
 from .probe import layer_input
 from .running import class_axis, run, scores_in
+
+TEMPERATURE = 4.0
+"""By which scores are divided; divergences are given times its square, so that they compare with those at 1."""
 
 _BATCH_BYTES = 3 * 2**28
 
@@ -45,17 +48,11 @@ class Call:
 
 
 def answer_slopes(
-    model: nn.Module,
-    modules: Mapping[str, nn.Module],
-    images: Samples,
-    generator: torch.Generator,
-    *,
-    temperature: float,
+    model: nn.Module, modules: Mapping[str, nn.Module], images: Samples, generator: torch.Generator
 ) -> tuple[dict[str, list[Call]], int]:
     """What each layer read and the gradient of what it gave; and how many answers there were.
 
-    Gradients go back to the first of these layers, not to the images. Scores are divided by the temperature, and
-    divergences times its square compare with those at 1.
+    Gradients go back to the first of these layers, not to the images.
     """
     calls: dict[str, list[Call]] = {name: [] for name in modules}
     tracked: list[Tensor] = []
@@ -82,9 +79,9 @@ def answer_slopes(
         with torch.enable_grad():
             scores = scores_in(run(model, images.clone())).float()  # a network may write to its input
             scores = scores.movedim(class_axis(scores), -1)
-            shares = (scores.detach() / temperature).softmax(-1)
+            shares = (scores.detach() / TEMPERATURE).softmax(-1)
             noise = torch.randn(shares.shape, generator=generator, device=shares.device) * shares.sqrt()
-            direction = (noise - shares * noise.sum(-1, keepdim=True)) / temperature
+            direction = (noise - shares * noise.sum(-1, keepdim=True)) / TEMPERATURE
             # A network that was never trained here may write to what its gradients need: then there are none.
             with contextlib.suppress(RuntimeError):
                 if scores.requires_grad and tracked:

@@ -12,7 +12,6 @@ Source: the output side of K-FAC, Martens and Grosse (2015); shrinkage of Ledoit
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -26,7 +25,6 @@ from .inputs import Samples
 from .memory import bytes_kept
 from .probe import evaluating
 from .running import copied
-from .softening import softening_of
 
 OutputMetrics = Mapping[str, Tensor]
 """By layer (outputs, outputs), or (groups, outputs / groups, outputs / groups): float64, of a mean diagonal of 1."""
@@ -98,10 +96,12 @@ def output_metrics(
     modules = {name: probe.get_submodule(name) for name in sums}
     at_once = images_with_slopes(sum(bytes_kept(shape) for shape in shapes.values()))
     generator = torch.Generator(images.device).manual_seed(0)
-    with contextlib.suppress(ModelError), evaluating(probe), torch.autocast(images.device.type, enabled=False):
-        temperature = softening_of(probe, images)
+    with evaluating(probe), torch.autocast(images.device.type, enabled=False):
         for part in images.split(at_once):
-            calls, _ = answer_slopes(probe, modules, part, generator, temperature=temperature)
+            try:
+                calls, _ = answer_slopes(probe, modules, part, generator)
+            except ModelError:
+                return {}
             for name in [*sums]:
                 axis = axes[name]
                 assert axis is not None
@@ -110,13 +110,12 @@ def output_metrics(
                     continue
                 for call in calls[name]:
                     sums[name].add(_places(call, shapes[name], axis, len(part)))
-        metrics = {name: found.metric(len(images)) for name, found in sums.items()}
-        return {
-            name: metric if shapes[name].groups > 1 else metric[0]
-            for name, metric in metrics.items()
-            if metric is not None
-        }
-    return {}
+    metrics = {name: found.metric(len(images)) for name, found in sums.items()}
+    return {
+        name: metric if shapes[name].groups > 1 else metric[0]
+        for name, metric in metrics.items()
+        if metric is not None
+    }
 
 
 def _places(call: Call, shape: LayerShape, axis: int, images: int) -> Tensor:
