@@ -1,7 +1,8 @@
 """Which of several plans holds: each is converted on some of the images and judged on others.
 
 Losses of layers add up only as long as they are small, and no rule for them is right for every network. What a plan
-does to the answers can be seen, without labels, before all images are spent on it.
+does to the answers can be seen, without labels, before all images are spent on it. Sure answers, as those to images
+that a network has learned by heart, say little of how near others came: they are softened until they are less sure.
 
 Source: the idea of SPDY (Frantar and Alistarh 2022): plans come from scaled losses of layers, and the
 network decides.
@@ -13,12 +14,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ..analysis.calibration import Calibration
 from ..analysis.divergence import answers, divergence_between, softened
 from ..analysis.inputs import joined
-from ..analysis.softening import softening
 from ..planning.plan import Plan
 from .converting import convert
 
@@ -42,6 +42,9 @@ _FEWEST, _MOST = 3, 16
 
 _TOO_LONG = 9e11
 """Multiply-adds that the fewest trials may cost: beyond, none is made."""
+
+_TEMPERATURES, _SURE = (1.0, 2.0, 4.0), 0.9
+"""The first one at which the largest share of an answer is at most so much on average, or the last one."""
 
 
 def usual_trials(macs: int, images: int) -> int:
@@ -86,7 +89,7 @@ def choose_plan(model: nn.Module, plans: Sequence[Plan], calibration: Calibratio
     fitted, judging = _parts(plans[0].macs, len(every))
     judges, trial = every[fitted:][-judging:], replace(calibration, images=every[:fitted])
     sure = answers(model, judges)
-    temperature = softening(sure)
+    temperature = _softening(sure)
     wanted = [softened(part, temperature) for part in sure]
     scores = {}
     for place in sorted(different.values()):
@@ -94,3 +97,12 @@ def choose_plan(model: nn.Module, plans: Sequence[Plan], calibration: Calibratio
         ours = answers(tried, judges, temperature=temperature)
         scores[place] = divergence_between(ours, wanted, len(judges))
     return min(scores, key=lambda place: scores[place])
+
+
+def _softening(wanted: Sequence[Tensor]) -> float:
+    """The temperature at which answers, log-probabilities, are not too sure."""
+    for temperature in _TEMPERATURES[:-1]:
+        largest = torch.cat([softened(part, temperature).amax(-1).flatten() for part in wanted])
+        if float(largest.exp().mean()) <= _SURE:
+            return temperature
+    return _TEMPERATURES[-1]

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..analysis.answer_slopes import TEMPERATURE
 from ..analysis.inputs import Samples
 from ..analysis.memory import ACTIVATION_BYTES
 from ..analysis.norm_pairs import norm_pairs
@@ -43,14 +44,7 @@ class Pair:
     """A converted network beside its dense one; both on one device, and evaluating while they are compared."""
 
     def __init__(
-        self,
-        model: nn.Module,
-        dense: nn.Module,
-        images: Samples,
-        batch: int,
-        sizes: Sizes | None = None,
-        *,
-        temperature: float = 1.0,
+        self, model: nn.Module, dense: nn.Module, images: Samples, batch: int, sizes: Sizes | None = None
     ) -> None:
         """Finds where outputs are compared: at each low-rank layer, or at the norm that takes up its mean.
 
@@ -59,7 +53,6 @@ class Pair:
             images: (N, ...), a few of which are run.
             batch: images that are wanted at a time; fewer where their activations would not fit into memory.
             sizes: variances to measure differences in, of an earlier pair; None for those of the images.
-            temperature: by which answers are softened before they are compared.
 
         Raises:
             ModelError: a network cannot take the images, or no low-rank layer runs.
@@ -67,7 +60,6 @@ class Pair:
         dense = opened(dense, [name for name, _ in model.named_modules()], products_of(model))
         self._model = model
         self._dense = dense
-        self._temperature = temperature
         self._places = _places(model, dense, images)
         if not self._places:
             raise ModelError("the network has no low-rank layer that runs; convert it first, then polish")
@@ -99,7 +91,7 @@ class Pair:
         @torch.no_grad()
         def distance() -> float:
             losses = (
-                float(self._answers_apart(_floats(run(self._model, part.clone())), wanted)) * len(part)
+                float(_answers_apart(_floats(run(self._model, part.clone())), wanted)) * len(part)
                 for part, wanted in zip(parts, kept, strict=True)
             )
             return sum(losses) / len(images)
@@ -130,19 +122,8 @@ class Pair:
 
     def _loss(self, images: Samples) -> Tensor:
         found = self.compare(images)
-        answers = self._answers_apart(_floats(found.answer), _floats(found.wanted))
+        answers = _answers_apart(_floats(found.answer), _floats(found.wanted))
         return answers if found.layers is None else answers + found.layers
-
-    def _answers_apart(self, ours: list[Tensor], wanted: list[Tensor]) -> Tensor:
-        """Divergence of softened answers, in what is nearly variances of them; of answers without classes, variances.
-
-        Raises:
-            ModelError: the answers cannot be compared.
-        """
-        pairs = [(mine, theirs) for mine, theirs in zip(ours, wanted, strict=False) if mine.shape == theirs.shape]
-        if not pairs:
-            raise ModelError("the networks' answers cannot be compared; polishing needs tensors of one shape in both")
-        return torch.stack([_softened(*pair, self._temperature) for pair in pairs]).mean()
 
 
 def _places(model: nn.Module, dense: nn.Module, images: Samples) -> list[str]:
@@ -217,11 +198,23 @@ def _floats(answer: Any) -> list[Tensor]:
     return [tensor for tensor in tensors_in(answer) if tensor.is_floating_point()]
 
 
-def _softened(output: Tensor, wanted: Tensor, temperature: float) -> Tensor:
+def _answers_apart(ours: list[Tensor], wanted: list[Tensor]) -> Tensor:
+    """Divergence of softened answers, in what is nearly variances of them; of answers without classes, variances.
+
+    Raises:
+        ModelError: the answers cannot be compared.
+    """
+    pairs = [(mine, theirs) for mine, theirs in zip(ours, wanted, strict=False) if mine.shape == theirs.shape]
+    if not pairs:
+        raise ModelError("the networks' answers cannot be compared; polishing needs tensors of one shape in both")
+    return torch.stack([_softened(*pair) for pair in pairs]).mean()
+
+
+def _softened(output: Tensor, wanted: Tensor) -> Tensor:
     axis = class_axis(output)
     if output.dim() < 2 or output.shape[axis] < 2:
         return _variances(output, wanted)
-    ours, theirs = (scores.float().movedim(axis, -1).flatten(0, -2) / temperature for scores in (output, wanted))
+    ours, theirs = (scores.float().movedim(axis, -1).flatten(0, -2) / TEMPERATURE for scores in (output, wanted))
     divergence = F.kl_div(ours.log_softmax(-1), theirs.log_softmax(-1), log_target=True, reduction="batchmean")
     return (
         2 * divergence / theirs.var(-1, correction=0).mean().clamp_min(1e-12)

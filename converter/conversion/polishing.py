@@ -22,7 +22,6 @@ from torch import nn
 from ..analysis.held_out import hold_out
 from ..analysis.inputs import Example, Samples, as_samples
 from ..analysis.probe import evaluating
-from ..analysis.softening import softening_of
 from ..analysis.surveying import survey
 from ..errors import ModelError, TrainingError
 from .matching import Pair
@@ -142,7 +141,7 @@ def polish(
         return views(seen, batch_size, steps, generator, mirror=config.mirror, paste=paste)
 
     with evaluating(model), evaluating(dense):
-        pair = Pair(model, dense, images, batch_size, temperature=softening_of(dense, judges))
+        pair = Pair(model, dense, images, batch_size)
         distance = pair.judge(judges)
         best = before = distance()
         kept, state = 0, copy.deepcopy(model.state_dict())

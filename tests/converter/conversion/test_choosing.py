@@ -23,7 +23,7 @@ from dprp.converter import (
 )
 from dprp.converter.analysis.divergence import answers
 from dprp.converter.conversion import choosing as choosing_module
-from dprp.converter.conversion.choosing import usual_trials
+from dprp.converter.conversion.choosing import _softening, usual_trials
 
 
 def _images() -> Tensor:
@@ -120,3 +120,9 @@ def test_small_networks_are_tried_more_often() -> None:
     assert usual_trials(10**7, 2000) == 13
     assert usual_trials(10**6, 2000) == 16
     assert usual_trials(10**6, 1) == 16
+
+
+def test_answers_are_softened_as_far_as_they_are_sure() -> None:
+    scores = torch.tensor([[0.0, 1.0, 2.0], [2.0, -1.0, 0.0]])
+    for sure, temperature in ((1.0, 1.0), (2.0, 2.0), (4.0, 4.0), (50.0, 4.0)):
+        assert _softening([(sure * scores).log_softmax(-1)]) == temperature

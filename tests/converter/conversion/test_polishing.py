@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from dprp.converter import (
     FixedRank,
@@ -191,17 +190,6 @@ def test_held_out_images_judge(residual: nn.Module) -> None:
     again = polish(model, residual, _images(), PolishConfig(steps=1, rate=1e-9), held_out=others)
     assert again.before == pytest.approx(found.after, rel=1e-4)
     assert found.after < found.before
-
-
-@pytest.mark.parametrize(("sure", "temperature"), [(1.0, 1.0), (100.0, 4.0)])
-def test_answers_are_softened_as_far_as_they_are_sure(residual: nn.Module, sure: float, temperature: float) -> None:
-    with torch.no_grad():
-        residual.head.weight.mul_(sure)
-        model, judges = _converted(residual), _images()[:20]
-        ours, wanted = (network(judges) / temperature for network in (model, residual))
-    apart = F.kl_div(ours.log_softmax(-1), wanted.log_softmax(-1), log_target=True, reduction="batchmean")
-    found = polish(model, residual, _images(), PolishConfig(steps=1, rate=1e-9), held_out=judges)
-    assert found.before == pytest.approx(float(2 * apart / wanted.var(-1, correction=0).mean()), rel=1e-4)
 
 
 def test_answers_that_have_no_classes(residual: nn.Module) -> None:
