@@ -67,7 +67,7 @@ class Pair:
         self.sizes = sizes or _sizes(dense, self._places, images[:batch].split(self._at_once))
 
     def backward(self, images: Samples) -> float:
-        """Gradients of the distance on a batch, some images at a time."""
+        """Gradients of the loss of a batch, some images at a time."""
         total = 0.0
         for part in images.split(self._at_once):
             with torch.enable_grad():
@@ -78,7 +78,7 @@ class Pair:
 
     @torch.no_grad()
     def loss(self, images: Samples) -> float:
-        """The distance on a batch."""
+        """Of a batch: the distance at the replaced layers, or that of the answers where these cannot be compared."""
         parts = images.split(self._at_once)
         return sum(float(self._loss(part)) * len(part) for part in parts) / len(images)
 
@@ -122,8 +122,9 @@ class Pair:
 
     def _loss(self, images: Samples) -> Tensor:
         found = self.compare(images)
-        answers = _answers_apart(_floats(found.answer), _floats(found.wanted))
-        return answers if found.layers is None else answers + found.layers
+        if found.layers is not None:
+            return found.layers
+        return _answers_apart(_floats(found.answer), _floats(found.wanted))
 
 
 def _places(model: nn.Module, dense: nn.Module, images: Samples) -> list[str]:

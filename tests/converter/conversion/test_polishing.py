@@ -120,6 +120,20 @@ def test_answers_of_several_parts(residual: nn.Module, wrap: Callable[[Tensor], 
     assert torch.equal(images, before)
 
 
+def test_replaced_layers_are_the_loss_and_answers_judge(residual: nn.Module) -> None:
+    dense = nn.Sequential(residual, nn.Linear(10, 1)).eval()
+    model = _converted(dense)
+    head = model.get_submodule("1")
+    assert isinstance(head, nn.Linear)  # nothing to gain there: it is no place
+    pair = Pair(model, dense, _images(), 20)
+    distance = pair.judge(_images())
+    loss, apart = pair.loss(_images()), distance()
+    with torch.no_grad():
+        head.bias.add_(1.0)
+    assert pair.loss(_images()) == loss
+    assert distance() != apart
+
+
 def test_activations_that_write_to_what_is_compared() -> None:
     torch.manual_seed(0)
     dense = nn.Sequential(
