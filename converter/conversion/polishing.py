@@ -37,6 +37,9 @@ _ASTRAY, _SLOWER = 1.5, 0.3
 _SMALL, _LARGE = 100, 16
 """Images a step, for images of up to 64 x 64 and for larger ones, of which there are few as a rule."""
 
+_PEAK = 2.0
+"""Of the longest step that does not raise a batch's loss: Adam's steps agree less than the one that was tried."""
+
 _WARM_UP = 0.05
 
 _MACS = 5e12
@@ -52,8 +55,8 @@ class PolishConfig:
     Attributes:
         steps: of the optimizer, >= 1.
         batch: images a step, >= 1; None for 100, and 16 where they are larger than 64 x 64.
-        rate: peak step, relative to the size of each tensor; falls by a cosine after a short warm-up. None for the
-            longest that does not raise the loss of a batch.
+        rate: peak step, relative to the size of each tensor; falls by a cosine after a short warm-up. None for twice
+            the longest that does not raise the loss of a batch.
         mirror: mirror half of the images, where they are maps.
         paste: paste a rectangle of another image into each, where they are maps. None for images of up to 64 x 64;
             larger ones gained nothing by it.
@@ -149,7 +152,7 @@ def polish(
         try:
             for parameter in trained:
                 parameter.requires_grad_()
-            rate = config.rate or longest_rate(pair, next(drawn(1)), trained)
+            rate = config.rate or _PEAK * longest_rate(pair, next(drawn(1)), trained)
             optimizer = _optimizer(trained, rate)
             for batch in drawn(config.steps):
                 optimizer.zero_grad()
