@@ -25,6 +25,10 @@ from .attached import products_of
 Sizes = dict[str, list[float]]
 """By place, the variance of what the dense network gives there, in each call."""
 
+ANSWERS = 0.1
+"""Weight of the answers beside the layers. As much as the layers, they come less near on other images; without them
+nothing leads a network that is cut so far that its layers cannot come near."""
+
 
 @dataclass(frozen=True)
 class Compared:
@@ -78,7 +82,7 @@ class Pair:
 
     @torch.no_grad()
     def loss(self, images: Samples) -> float:
-        """Of a batch: the distance at the replaced layers, or that of the answers where these cannot be compared."""
+        """Of a batch: the distance at the replaced layers, and a little of that of the answers."""
         parts = images.split(self._at_once)
         return sum(float(self._loss(part)) * len(part) for part in parts) / len(images)
 
@@ -122,9 +126,8 @@ class Pair:
 
     def _loss(self, images: Samples) -> Tensor:
         found = self.compare(images)
-        if found.layers is not None:
-            return found.layers
-        return _answers_apart(_floats(found.answer), _floats(found.wanted))
+        answers = _answers_apart(_floats(found.answer), _floats(found.wanted))
+        return answers if found.layers is None else found.layers + ANSWERS * answers
 
 
 def _places(model: nn.Module, dense: nn.Module, images: Samples) -> list[str]:

@@ -2,8 +2,8 @@
 
 Each layer was fitted once, in closed form, behind those before it and blind to those after it. Polishing moves all of
 them together: the loss is how far each replaced layer's output is from the dense network's, over that output's
-variance. How far the answers are is no part of it: that judges, on held-out images. BatchNorm keeps its statistics.
-Where steps led far from the dense network, they are taken back and shorter ones follow.
+variance, and a little of how far the answers are, which alone judge on held-out images. BatchNorm keeps its
+statistics. Where steps led far from the dense network, they are taken back and shorter ones follow.
 
 Source: global AdaPrune (in Frantar and Alistarh 2022, "SPDY") and BRECQ (Li et al. 2021), on low-rank layers.
 """

@@ -120,7 +120,7 @@ def test_answers_of_several_parts(residual: nn.Module, wrap: Callable[[Tensor], 
     assert torch.equal(images, before)
 
 
-def test_replaced_layers_are_the_loss_and_answers_judge(residual: nn.Module) -> None:
+def test_answers_are_a_tenth_of_the_loss_and_judge(residual: nn.Module) -> None:
     dense = nn.Sequential(residual, nn.Linear(10, 1)).eval()
     model = _converted(dense)
     head = model.get_submodule("1")
@@ -130,8 +130,8 @@ def test_replaced_layers_are_the_loss_and_answers_judge(residual: nn.Module) -> 
     loss, apart = pair.loss(_images()), distance()
     with torch.no_grad():
         head.bias.add_(1.0)
-    assert pair.loss(_images()) == loss
-    assert distance() != apart
+    assert distance() > apart + 0.1
+    assert pair.loss(_images()) - loss == pytest.approx(0.1 * (distance() - apart), rel=1e-3)
 
 
 def test_activations_that_write_to_what_is_compared() -> None:
@@ -148,6 +148,7 @@ def test_a_rate_that_is_too_high_is_lowered(residual: nn.Module, monkeypatch: py
     rates = []
     made = polishing._optimizer
     monkeypatch.setattr(polishing, "_optimizer", lambda p, rate: rates.append(rate) or made(p, rate))  # type: ignore[func-returns-value]
+    monkeypatch.setattr(polishing, "_ASTRAY", 1.0)  # whatever is no nearer than the best
     polish(_converted(residual), residual, _images(), PolishConfig(40, 20, rate=0.9, paste=False))
     assert len(rates) > 1
     assert rates == pytest.approx([0.9 * 0.3**step for step in range(len(rates))])
