@@ -25,7 +25,7 @@ from .attached import products_of
 Sizes = dict[str, list[float]]
 """By place, the variance of what the dense network gives there, in each call."""
 
-ANSWERS = 0.1
+_ANSWERS = 0.1
 """Weight of the answers beside the layers. As much as the layers, they come less near on other images; without them
 nothing leads a network that is cut so far that its layers cannot come near."""
 
@@ -127,7 +127,7 @@ class Pair:
     def _loss(self, images: Samples) -> Tensor:
         found = self.compare(images)
         answers = _answers_apart(_floats(found.answer), _floats(found.wanted))
-        return answers if found.layers is None else found.layers + ANSWERS * answers
+        return answers if found.layers is None else found.layers + _ANSWERS * answers
 
 
 def _places(model: nn.Module, dense: nn.Module, images: Samples) -> list[str]:

@@ -38,7 +38,7 @@ _SMALL, _LARGE = 100, 16
 """Images a step, for images of up to 64 x 64 and for larger ones, of which there are few as a rule."""
 
 _PEAK = 2.0
-"""Of the longest step that does not raise a batch's loss: Adam's steps agree less than the one that was tried."""
+"""Of the longest step that does not raise a batch's loss; nearer than once as far (docs/RESULTS.md)."""
 
 _WARM_UP = 0.05
 

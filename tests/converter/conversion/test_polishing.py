@@ -145,13 +145,15 @@ def test_activations_that_write_to_what_is_compared() -> None:
 
 
 def test_a_rate_that_is_too_high_is_lowered(residual: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
-    rates = []
+    rates: list[float] = []
     made = polishing._optimizer
     monkeypatch.setattr(polishing, "_optimizer", lambda p, rate: rates.append(rate) or made(p, rate))  # type: ignore[func-returns-value]
-    monkeypatch.setattr(polishing, "_ASTRAY", 1.0)  # whatever is no nearer than the best
-    polish(_converted(residual), residual, _images(), PolishConfig(40, 20, rate=0.9, paste=False))
-    assert len(rates) > 1
-    assert rates == pytest.approx([0.9 * 0.3**step for step in range(len(rates))])
+    judged = iter([1.0, 1.4, 1.6, 0.5, 0.7, 0.8, float("nan"), 0.4, 0.5, 0.55, 0.5])
+    monkeypatch.setattr(Pair, "judge", lambda *_: lambda: next(judged))
+    found = polish(_converted(residual), residual, _images(), PolishConfig(40, 20, rate=0.1, paste=False))
+    # Astray: half as far again as the best so far (1.6 of 1.0, 0.8 of 0.5), or no number.
+    assert rates == pytest.approx([0.1 * 0.3**step for step in range(4)])
+    assert (found.before, found.after, found.kept) == (1.0, 0.4, 28)
 
 
 def test_the_rate_is_twice_the_longest_that_does_not_raise_the_loss_of_a_batch(
