@@ -115,7 +115,7 @@ class Pair:
             call, there, sizes = calls[name], inside.get(name, []), self.sizes[name]
             if call < min(len(there), len(sizes)) and there[call].shape == output.shape:
                 apart = output.float() - there[call].float()  # the output itself may be written to by what follows
-                losses.append(apart.square().mean() / sizes[call])
+                losses.append(_mean_square(apart) / sizes[call])
             calls[name] += 1
 
         with torch.no_grad(), _watched(self._dense, self._places, keep):
@@ -159,6 +159,12 @@ def _sizes(dense: nn.Module, places: list[str], parts: Sequence[Samples]) -> Siz
         with _watched(dense, places, look):
             run(dense, part.clone())
     return {name: [_size(*call.tolist()) for call in found] for name, found in sums.items()}
+
+
+def _mean_square(values: Tensor) -> Tensor:
+    """In one pass over them, and one on the way back."""
+    length: Tensor = torch.linalg.vector_norm(values)
+    return length.square() / values.numel()
 
 
 def _size(count: float, total: float, squares: float) -> float:

@@ -21,6 +21,7 @@ from torch import nn
 
 from ..analysis.held_out import hold_out
 from ..analysis.inputs import Example, Samples, as_samples
+from ..analysis.layout import laid_out
 from ..analysis.probe import evaluating
 from ..analysis.surveying import survey
 from ..errors import ModelError, TrainingError
@@ -127,8 +128,8 @@ def polish(
         ModelError: nothing to polish, a network cannot take the images, or there are too few images.
     """
     config = config or PolishConfig()
-    images = as_samples(images)
-    held_out = None if held_out is None else as_samples(held_out)
+    images = laid_out(dense, as_samples(images))
+    held_out = None if held_out is None else laid_out(dense, as_samples(held_out))
     if len(images) < 2:
         raise ModelError(f"{len(images)} image is too few to polish on; give at least 2")
     if held_out is not None and not len(held_out):

@@ -134,6 +134,20 @@ def test_answers_are_a_tenth_of_the_loss_and_judge(residual: nn.Module) -> None:
     assert pair.loss(_images()) - loss == pytest.approx(0.1 * (distance() - apart), rel=1e-3)
 
 
+def test_maps_of_any_layout_run_channels_last(residual: nn.Module) -> None:
+    fast: list[bool] = []
+
+    def look(_module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        fast.append(inputs[0].is_contiguous(memory_format=torch.channels_last))
+
+    model = _converted(residual)
+    handle = residual.register_forward_pre_hook(look)
+    polish(model, residual, _images(), PolishConfig(steps=4, batch=20))
+    handle.remove()
+    assert sum(fast) >= 4 + 1  # each step's, and the judges'
+    assert fast[-4:] == [True] * 4
+
+
 def test_activations_that_write_to_what_is_compared() -> None:
     torch.manual_seed(0)
     dense = nn.Sequential(
