@@ -43,7 +43,7 @@ _PEAK = 2.0
 
 _WARM_UP = 0.05
 
-_MACS = 5e12
+_MACS = 6e12
 """Multiply-adds to spend where nobody says how many steps."""
 
 _FEWEST_STEPS, _MOST_STEPS = 40, 300
