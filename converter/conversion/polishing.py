@@ -2,8 +2,9 @@
 
 Each layer was fitted once, in closed form, behind those before it and blind to those after it. Polishing moves all of
 them together: the loss is how far each replaced layer's output is from the dense network's, over that output's
-variance, and a little of how far the answers are, which alone judge on held-out images. BatchNorm keeps its
-statistics. Where steps led far from the dense network, they are taken back and shorter ones follow.
+variance, and a little of how far the answers are, which alone judge on held-out images. Factors move by Muon where
+images are small, all else by Adam. BatchNorm keeps its statistics. Where steps led far from the dense network, they
+are taken back and shorter ones follow.
 
 Source: global AdaPrune (in Frantar and Alistarh 2022, "SPDY") and BRECQ (Li et al. 2021), on low-rank layers.
 """
@@ -17,7 +18,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ..analysis.held_out import hold_out
 from ..analysis.inputs import Example, Samples, as_samples
@@ -25,8 +26,10 @@ from ..analysis.layout import laid_out
 from ..analysis.probe import evaluating
 from ..analysis.surveying import survey
 from ..errors import ModelError, TrainingError
+from .attached import low_rank_layers
 from .matching import Pair
-from .step_sizes import longest_rate, step_size
+from .muon import Muon
+from .step_sizes import longest_rate, matrix_step_size, step_size
 from .views import are_small, views
 
 _CHECKS = 10
@@ -139,6 +142,8 @@ def polish(
     paste = are_small(images) if config.paste is None else config.paste
     wanting = {parameter: parameter.requires_grad for parameter in model.parameters()}
     trained = [parameter for parameter in wanting if parameter.is_floating_point() and parameter.numel()]
+    # Of few large images Muon soon fits what is particular to them.
+    matrices, others = _matrices_apart(model, trained) if are_small(images) else ([], trained)
 
     def drawn(steps: int) -> Iterator[Samples]:
         generator = torch.Generator().manual_seed(config.seed)
@@ -153,13 +158,15 @@ def polish(
         try:
             for parameter in trained:
                 parameter.requires_grad_()
-            rate = config.rate or _PEAK * longest_rate(pair, next(drawn(1)), trained)
-            optimizer = _optimizer(trained, rate)
+            rate = config.rate or _PEAK * longest_rate(pair, next(drawn(1)), matrices, others)
+            optimizers = _optimizers(matrices, others, rate)
             for batch in drawn(config.steps):
-                optimizer.zero_grad()
+                for parameter in trained:
+                    parameter.grad = None
                 loss = pair.backward(batch)
-                _paced(optimizer, _share(step, config.steps))
-                optimizer.step()
+                for optimizer in optimizers:
+                    _paced(optimizer, _share(step, config.steps))
+                    optimizer.step()
                 step += 1
                 if on_step is not None:
                     on_step(step, loss)
@@ -171,7 +178,7 @@ def polish(
                 elif not found <= _ASTRAY * best:
                     model.load_state_dict(state)
                     rate *= _SLOWER
-                    optimizer = _optimizer(trained, rate)
+                    optimizers = _optimizers(matrices, others, rate)
         finally:
             model.load_state_dict(state)
             for parameter, wanted in wanting.items():
@@ -192,12 +199,30 @@ def usual_steps(dense: nn.Module, images: Samples) -> int:
     return max(_FEWEST_STEPS, min(_MOST_STEPS, int(_MACS / max(1, macs))))
 
 
-def _optimizer(parameters: Sequence[nn.Parameter], rate: float) -> torch.optim.Optimizer:
-    """Adam whose steps are relative to the size of each tensor."""
-    peaks = [rate * step_size(parameter) for parameter in parameters]
-    return torch.optim.Adam(
-        [{"params": [one], "lr": peak, "peak": peak} for one, peak in zip(parameters, peaks, strict=True)]
-    )
+def _matrices_apart(
+    model: nn.Module, parameters: Sequence[nn.Parameter]
+) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+    """Factors, of layers without groups, and all else."""
+    factors = {id(factor) for layer in low_rank_layers(model).values() for factor in (layer.u, layer.v)}
+    matrices = [one for one in parameters if id(one) in factors and one.dim() == 2]
+    return matrices, [one for one in parameters if id(one) not in factors or one.dim() != 2]
+
+
+def _optimizers(
+    matrices: Sequence[nn.Parameter], others: Sequence[nn.Parameter], rate: float
+) -> list[torch.optim.Optimizer]:
+    """Muon and Adam, whose steps are relative to the size of each tensor."""
+
+    def groups(tensors: Sequence[nn.Parameter], size: Callable[[Tensor], float]) -> list[dict[str, Any]]:
+        peaks = [rate * size(one) for one in tensors]
+        return [{"params": [one], "lr": peak, "peak": peak} for one, peak in zip(tensors, peaks, strict=True)]
+
+    found: list[torch.optim.Optimizer] = []
+    if matrices:
+        found.append(Muon(groups(matrices, matrix_step_size)))
+    if others:
+        found.append(torch.optim.Adam(groups(others, step_size)))
+    return found
 
 
 def _paced(optimizer: torch.optim.Optimizer, share: float) -> None:

@@ -1,4 +1,4 @@
-"""How far one step of Adam may move a tensor, and all of them together."""
+"""How far one step may move a tensor, and all of them together."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ..analysis.inputs import Samples
 from .matching import Pair
+from .muon import orthogonal
 
 _FAN_IN = 16
 """Inputs of a layer above which steps are shorter: small ones that agree add up over the inputs."""
@@ -28,24 +29,38 @@ def step_size(tensor: Tensor) -> float:
     return max(size, _SMALLEST) * math.sqrt(_FAN_IN / max(_FAN_IN, inputs))
 
 
+def matrix_step_size(matrix: Tensor) -> float:
+    """What a rate of 1 moves a matrix by along each direction: the size of its singular values."""
+    return max(float(matrix.detach().float().norm()) / math.sqrt(min(matrix.shape)), _SMALLEST)
+
+
 @torch.no_grad()
-def longest_rate(pair: Pair, images: Samples, parameters: Iterable[nn.Parameter]) -> float:
+def longest_rate(
+    pair: Pair, images: Samples, matrices: Iterable[nn.Parameter], others: Iterable[nn.Parameter]
+) -> float:
     """The longest step that does not raise the loss of the images that it was made for.
 
-    All tensors move against the signs of their gradients, as Adam's first step does, by a rate of their `step_size`.
-    Were the loss a parabola along this way, its lowest point would lie half as far, and gradient descent would
-    diverge beyond.
+    All tensors move as by the first step of their optimizer, a rate of their size: matrices against the orthogonal
+    part of their gradients, as Muon does, the others against the signs, as Adam does. Were the loss a parabola along
+    this way, its lowest point would lie half as far, and gradient descent would diverge beyond.
 
     Args:
         pair: of the networks.
         images: (N, ...) a batch.
-        parameters: that may move; they are as they were afterwards, without gradients.
+        matrices, others: that may move; they are as they were afterwards, without gradients.
 
     Returns:
         The rate: at most 0.03, at least a thousandth of that.
     """
     before = pair.backward(images)
-    moved = [(one, one.clone(), step_size(one) * one.grad.sign()) for one in parameters if one.grad is not None]
+    moved = [
+        *(
+            (one, one.clone(), matrix_step_size(one) * orthogonal(one.grad))
+            for one in matrices
+            if one.grad is not None
+        ),
+        *((one, one.clone(), step_size(one) * one.grad.sign()) for one in others if one.grad is not None),
+    ]
     try:
         for rate in _RATES:
             for one, start, way in moved:

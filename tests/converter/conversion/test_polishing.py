@@ -23,9 +23,11 @@ from dprp.converter import (
 )
 from dprp.converter.analysis.held_out import hold_out
 from dprp.converter.conversion import matching, polishing
+from dprp.converter.conversion.attached import low_rank_layers
 from dprp.converter.conversion.matching import Pair
+from dprp.converter.conversion.muon import orthogonal
 from dprp.converter.conversion.polishing import usual_steps
-from dprp.converter.conversion.step_sizes import longest_rate, step_size
+from dprp.converter.conversion.step_sizes import longest_rate, matrix_step_size, step_size
 from dprp.converter.conversion.views import views
 
 QUICK = PolishConfig(steps=30, batch=20)
@@ -41,6 +43,10 @@ def _converted(dense: nn.Module, *, fitted: bool = False, rank: int = 1) -> nn.M
     plan = plan_ranks(layers, FixedRank(rank))
     assert len(plan.factored) >= 3
     return convert(dense, plan, calibration=calibrate(dense, layers, _images()) if fitted else None)
+
+
+def _factors(model: nn.Module) -> list[nn.Parameter]:
+    return [factor for layer in low_rank_layers(model).values() for factor in (layer.u, layer.v)]
 
 
 def test_the_network_comes_nearer_and_the_dense_one_stays(residual: nn.Module) -> None:
@@ -160,8 +166,8 @@ def test_activations_that_write_to_what_is_compared() -> None:
 
 def test_a_rate_that_is_too_high_is_lowered(residual: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
     rates: list[float] = []
-    made = polishing._optimizer
-    monkeypatch.setattr(polishing, "_optimizer", lambda p, rate: rates.append(rate) or made(p, rate))  # type: ignore[func-returns-value]
+    made = polishing._optimizers
+    monkeypatch.setattr(polishing, "_optimizers", lambda m, o, rate: rates.append(rate) or made(m, o, rate))  # type: ignore[func-returns-value]
     judged = iter([1.0, 1.4, 1.6, 0.5, 0.7, 0.8, float("nan"), 0.4, 0.5, 0.55, 0.5])
     monkeypatch.setattr(Pair, "judge", lambda *_: lambda: next(judged))
     found = polish(_converted(residual), residual, _images(), PolishConfig(40, 20, rate=0.1, paste=False))
@@ -174,15 +180,22 @@ def test_the_rate_is_twice_the_longest_that_does_not_raise_the_loss_of_a_batch(
     residual: nn.Module, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rates = []
-    made = polishing._optimizer
-    monkeypatch.setattr(polishing, "_optimizer", lambda p, rate: rates.append(rate) or made(p, rate))  # type: ignore[func-returns-value]
+    made = polishing._optimizers
+    monkeypatch.setattr(polishing, "_optimizers", lambda m, o, rate: rates.append(rate) or made(m, o, rate))  # type: ignore[func-returns-value]
     polish(_converted(residual, fitted=True, rank=6), residual, _images(), PolishConfig(1, 20))
     model = _converted(residual, fitted=True, rank=6)
     (batch,) = views(hold_out(_images())[0], 20, 1, torch.Generator().manual_seed(0), mirror=True, paste=True)
     pair = Pair(model, residual, _images(), 20)
     before = pair.backward(batch)
+    factors = _factors(model)
     moved = [one for one in model.parameters() if one.grad is not None]
-    ways = [step_size(one) * one.grad.sign() for one in moved if one.grad is not None]
+    ways = [
+        matrix_step_size(one) * orthogonal(one.grad)
+        if any(one is factor for factor in factors)
+        else step_size(one) * one.grad.sign()
+        for one in moved
+        if one.grad is not None
+    ]
 
     def loss(rate: float) -> float:
         with torch.no_grad():
@@ -198,11 +211,29 @@ def test_the_rate_is_twice_the_longest_that_does_not_raise_the_loss_of_a_batch(
     assert loss(rate) <= before < loss(rate * 10**0.25)
 
 
+@pytest.mark.parametrize(("side", "kinds"), [(16, ["Muon", "Adam"]), (65, ["Adam"])])
+def test_factors_move_by_muon_where_images_are_small(
+    residual: nn.Module, monkeypatch: pytest.MonkeyPatch, side: int, kinds: list[str]
+) -> None:
+    found: list[torch.optim.Optimizer] = []
+    made = polishing._optimizers
+    monkeypatch.setattr(polishing, "_optimizers", lambda *asked: found.extend(made(*asked)) or found)  # type: ignore[func-returns-value]
+    model = _converted(residual)
+    polish(model, residual, torch.nn.functional.interpolate(_images(), side), PolishConfig(1, 20))
+    assert [type(one).__name__ for one in found] == kinds
+    moved = [id(parameter) for one in found for group in one.param_groups for parameter in group["params"]]
+    assert sorted(moved) == sorted(map(id, model.parameters()))
+    if len(kinds) == 2:
+        assert set(moved[: len(_factors(model))]) == set(map(id, _factors(model)))
+
+
 def test_looking_for_a_rate_leaves_everything_as_it_was(residual: nn.Module) -> None:
     model = _converted(residual)
     before = copy.deepcopy(model.state_dict())
     pair = Pair(model, residual, _images(), 20)
-    rate = longest_rate(pair, _images()[:20], model.parameters())
+    factors = _factors(model)
+    others = [one for one in model.parameters() if not any(one is factor for factor in factors)]
+    rate = longest_rate(pair, _images()[:20], factors, others)
     assert 3e-5 * (1 - 1e-9) <= rate <= 0.03
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
     assert all(parameter.grad is None for parameter in model.parameters())
