@@ -41,8 +41,8 @@ _ASTRAY, _SLOWER = 1.5, 0.3
 _SMALL, _LARGE = 100, 16
 """Images a step, for images of up to 64 x 64 and for larger ones, of which there are few as a rule."""
 
-_PEAK = 2.0
-"""Of the longest step that does not raise a batch's loss; nearer than once as far (docs/RESULTS.md)."""
+_PEAK, _MUONS_PEAK = 2.0, 1.0
+"""Of the longest step that does not raise a batch's loss. Twice as far, Adam comes nearer, and Muon goes astray."""
 
 _WARM_UP = 0.05
 
@@ -59,8 +59,8 @@ class PolishConfig:
     Attributes:
         steps: of the optimizer, >= 1.
         batch: images a step, >= 1; None for 100, and 16 where they are larger than 64 x 64.
-        rate: peak step, relative to the size of each tensor; falls by a cosine after a short warm-up. None for twice
-            the longest that does not raise the loss of a batch.
+        rate: peak step, relative to the size of each tensor; falls by a cosine after a short warm-up. None for the
+            longest that does not raise the loss of a batch, and twice as long where images are larger than 64 x 64.
         mirror: mirror half of the images, where they are maps.
         paste: paste a rectangle of another image into each, where they are maps. None for images of up to 64 x 64;
             larger ones gained nothing by it.
@@ -158,7 +158,8 @@ def polish(
         try:
             for parameter in trained:
                 parameter.requires_grad_()
-            rate = config.rate or _PEAK * longest_rate(pair, next(drawn(1)), matrices, others)
+            peak = _MUONS_PEAK if matrices else _PEAK
+            rate = config.rate or peak * longest_rate(pair, next(drawn(1)), matrices, others)
             optimizers = _optimizers(matrices, others, rate)
             for batch in drawn(config.steps):
                 for parameter in trained:

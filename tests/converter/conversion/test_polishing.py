@@ -176,7 +176,7 @@ def test_a_rate_that_is_too_high_is_lowered(residual: nn.Module, monkeypatch: py
     assert (found.before, found.after, found.kept) == (1.0, 0.4, 28)
 
 
-def test_the_rate_is_twice_the_longest_that_does_not_raise_the_loss_of_a_batch(
+def test_the_rate_is_the_longest_that_does_not_raise_the_loss_of_a_batch(
     residual: nn.Module, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rates = []
@@ -206,21 +206,30 @@ def test_the_rate_is_twice_the_longest_that_does_not_raise_the_loss_of_a_batch(
                 one.add_(rate * way)
         return found
 
-    rate = rates[0] / 2
+    rate = rates[0]
     assert 3e-5 < rate < 0.03
     assert loss(rate) <= before < loss(rate * 10**0.25)
 
 
-@pytest.mark.parametrize(("side", "kinds"), [(16, ["Muon", "Adam"]), (65, ["Adam"])])
+@pytest.mark.parametrize(("side", "kinds", "peak"), [(16, ["Muon", "Adam"], 1), (65, ["Adam"], 2)])
 def test_factors_move_by_muon_where_images_are_small(
-    residual: nn.Module, monkeypatch: pytest.MonkeyPatch, side: int, kinds: list[str]
+    residual: nn.Module, monkeypatch: pytest.MonkeyPatch, side: int, kinds: list[str], peak: float
 ) -> None:
     found: list[torch.optim.Optimizer] = []
+    rates: list[float] = []
     made = polishing._optimizers
-    monkeypatch.setattr(polishing, "_optimizers", lambda *asked: found.extend(made(*asked)) or found)  # type: ignore[func-returns-value]
+
+    def look(*asked: Any) -> list[torch.optim.Optimizer]:
+        found.extend(made(*asked))
+        rates.append(asked[2])
+        return found
+
+    monkeypatch.setattr(polishing, "_optimizers", look)
+    monkeypatch.setattr(polishing, "longest_rate", lambda *_: 1e-3)
     model = _converted(residual)
     polish(model, residual, torch.nn.functional.interpolate(_images(), side), PolishConfig(1, 20))
     assert [type(one).__name__ for one in found] == kinds
+    assert rates == [peak * 1e-3]
     moved = [id(parameter) for one in found for group in one.param_groups for parameter in group["params"]]
     assert sorted(moved) == sorted(map(id, model.parameters()))
     if len(kinds) == 2:
