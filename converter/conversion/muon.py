@@ -55,7 +55,9 @@ class Muon(torch.optim.Optimizer):
             for matrix in group["params"]:
                 if matrix.grad is None:
                     continue
-                momentum = self.state[matrix].setdefault("momentum", torch.zeros_like(matrix))
-                momentum.mul_(_MOMENTUM).add_(matrix.grad)
+                state = self.state[matrix]
+                if not state:
+                    state["momentum"] = torch.zeros_like(matrix)
+                momentum = state["momentum"].mul_(_MOMENTUM).add_(matrix.grad)
                 way = orthogonal(matrix.grad.add(momentum, alpha=_MOMENTUM))
                 matrix.add_(way, alpha=-group["lr"])

@@ -53,14 +53,9 @@ def longest_rate(
         The rate: at most 0.03, at least a thousandth of that.
     """
     before = pair.backward(images)
-    moved = [
-        *(
-            (one, one.clone(), matrix_step_size(one) * orthogonal(one.grad))
-            for one in matrices
-            if one.grad is not None
-        ),
-        *((one, one.clone(), step_size(one) * one.grad.sign()) for one in others if one.grad is not None),
-    ]
+    ways = [(one, matrix_step_size(one) * orthogonal(one.grad)) for one in matrices if one.grad is not None]
+    ways += [(one, step_size(one) * one.grad.sign()) for one in others if one.grad is not None]
+    moved = [(one, one.clone(), way) for one, way in ways]
     try:
         for rate in _RATES:
             for one, start, way in moved:
