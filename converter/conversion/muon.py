@@ -11,10 +11,12 @@ computes in bfloat16, which few CPUs do fast.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+from .attached import low_rank_layers
 
 _FIRST, _THIRD, _FIFTH = 3.4445, -4.7750, 2.0315
 """Coefficients of the iteration, by Jordan; it ends between 0.7 and 1.2 rather than at 1, and soon."""
@@ -38,26 +40,45 @@ def orthogonal(matrix: Tensor) -> Tensor:
     return x.mT if turned else x
 
 
-class Muon(torch.optim.Optimizer):
-    """Moves matrices by the orthogonal part of their momentum (Nesterov's).
+class Muon(torch.optim.SGD):
+    """Moves matrices by the orthogonal part of their momentum (Nesterov's), and all else as SGD does.
 
     Args:
-        params: groups of (rows, columns) matrices; a step is `lr` long along each direction.
+        matrices: groups of (rows, columns) matrices; a step is `lr` long along each direction.
+        others: groups as SGD takes them.
     """
 
-    def __init__(self, params: Iterable[dict[str, Any]]) -> None:
-        super().__init__(params, {"lr": 1e-3})
+    def __init__(self, matrices: Iterable[dict[str, Any]], others: Iterable[dict[str, Any]] = ()) -> None:
+        of_matrices = [{**group, "orthogonal": True, "momentum": 0.0} for group in matrices]
+        super().__init__([*of_matrices, *({**group, "orthogonal": False} for group in others)])
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
-        """One step of all that have a gradient."""
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        """One step of all that have a gradient; those of matrices are not gradients any more afterwards."""
         for group in self.param_groups:
-            for matrix in group["params"]:
+            for matrix in group["params"] if group["orthogonal"] else ():
                 if matrix.grad is None:
                     continue
                 state = self.state[matrix]
                 if not state:
-                    state["momentum"] = torch.zeros_like(matrix)
-                momentum = state["momentum"].mul_(_MOMENTUM).add_(matrix.grad)
-                way = orthogonal(matrix.grad.add(momentum, alpha=_MOMENTUM))
-                matrix.add_(way, alpha=-group["lr"])
+                    state["momentum_buffer"] = torch.zeros_like(matrix)
+                momentum = state["momentum_buffer"].mul_(_MOMENTUM).add_(matrix.grad)
+                matrix.grad = orthogonal(matrix.grad.add(momentum, alpha=_MOMENTUM))
+        return cast("float | None", super().step(closure))
+
+
+def matrices_apart(
+    model: nn.Module, parameters: Iterable[nn.Parameter]
+) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+    """Factors that are matrices, those of layers without groups, and all else.
+
+    Args:
+        model: with low-rank layers.
+        parameters: of it.
+    """
+    factors = {id(factor) for layer in low_rank_layers(model).values() for factor in (layer.u, layer.v)}
+    matrices: list[nn.Parameter] = []
+    others: list[nn.Parameter] = []
+    for one in parameters:
+        (matrices if id(one) in factors and one.dim() == 2 else others).append(one)
+    return matrices, others

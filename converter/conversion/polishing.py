@@ -26,9 +26,8 @@ from ..analysis.layout import laid_out
 from ..analysis.probe import evaluating
 from ..analysis.surveying import survey
 from ..errors import ModelError, TrainingError
-from .attached import low_rank_layers
 from .matching import Pair
-from .muon import Muon
+from .muon import Muon, matrices_apart
 from .step_sizes import longest_rate, matrix_step_size, step_size
 from .views import are_small, views
 
@@ -143,7 +142,7 @@ def polish(
     wanting = {parameter: parameter.requires_grad for parameter in model.parameters()}
     trained = [parameter for parameter in wanting if parameter.is_floating_point() and parameter.numel()]
     # Of few large images Muon soon fits what is particular to them.
-    matrices, others = _matrices_apart(model, trained) if are_small(images) else ([], trained)
+    matrices, others = matrices_apart(model, trained) if are_small(images) else ([], trained)
 
     def drawn(steps: int) -> Iterator[Samples]:
         generator = torch.Generator().manual_seed(config.seed)
@@ -198,15 +197,6 @@ def usual_steps(dense: nn.Module, images: Samples) -> int:
     # The dense network, and three passes' worth of ours.
     macs = 4 * survey(dense, images[:1]).macs * _usual_batch(images)
     return max(_FEWEST_STEPS, min(_MOST_STEPS, int(_MACS / max(1, macs))))
-
-
-def _matrices_apart(
-    model: nn.Module, parameters: Sequence[nn.Parameter]
-) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
-    """Factors, of layers without groups, and all else."""
-    factors = {id(factor) for layer in low_rank_layers(model).values() for factor in (layer.u, layer.v)}
-    matrices = [one for one in parameters if id(one) in factors and one.dim() == 2]
-    return matrices, [one for one in parameters if id(one) not in factors or one.dim() != 2]
 
 
 def _optimizers(

@@ -12,11 +12,16 @@ from ..planning.policies import Budget
 
 
 class OptimizerKind(str, Enum):
-    """Which optimizer trains the factors; the steps of `adam` are relative to the size of each tensor."""
+    """Which optimizer trains the network.
+
+    adam  steps are relative to the size of each tensor
+    muon  factors move by as much along each direction, relative to their size; all else moves as by `sgd`
+    """
 
     SGD = "sgd"
     ADAMW = "adamw"
     ADAM = "adam"
+    MUON = "muon"
 
     def __str__(self) -> str:
         return self.value
@@ -55,7 +60,7 @@ class FinetuneConfig:
         budget: where the ranks shall land; None leaves them, unless there is a threshold.
         threshold: the mode without a budget: drop directions below this part of a layer's largest singular value.
         learning_rate: peak of the one-cycle schedule.
-        optimizer: SGD with momentum, or AdamW.
+        optimizer: SGD with momentum, or another.
         momentum: of SGD.
         weight_decay: on u, v and other weights; not on s, biases and normalisation.
         warmup: part of the steps in which the rate rises.

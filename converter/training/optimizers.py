@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import nn
 
 from ..conversion.attached import low_rank_layers
-from ..conversion.step_sizes import step_size
+from ..conversion.muon import Muon, matrices_apart
+from ..conversion.step_sizes import matrix_step_size, step_size
 from ..errors import TrainingError
 from .config import FinetuneConfig, OptimizerKind
+
+_OTHERS = 3.0
+"""Of the rate of matrices: that of all else, by Muon."""
 
 
 def optimizer_for(model: nn.Module, config: FinetuneConfig) -> torch.optim.Optimizer:
@@ -19,26 +24,28 @@ def optimizer_for(model: nn.Module, config: FinetuneConfig) -> torch.optim.Optim
     Raises:
         TrainingError: nothing wants one.
     """
-    scales = {id(layer.s) for layer in low_rank_layers(model).values()}
-    decayed: list[nn.Parameter] = []
-    spared: list[nn.Parameter] = []
-    for parameter in model.parameters():
-        if parameter.requires_grad:
-            (spared if parameter.dim() < 2 or id(parameter) in scales else decayed).append(parameter)
-    if not decayed and not spared:
+    wanting = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    if not wanting:
         raise TrainingError("no parameter of the model wants a gradient; unfreeze some (requires_grad_)")
     if config.optimizer is OptimizerKind.ADAM:
-        tensors = [*decayed, *spared]
-        return torch.optim.Adam(
-            [{"params": [one], "scale": step_size(one)} for one in tensors], lr=config.learning_rate
-        )
-    groups = [
-        {"params": decayed, "weight_decay": config.weight_decay},
+        sizes = [{"params": [one], "scale": step_size(one)} for one in wanting]
+        return torch.optim.Adam(sizes, lr=config.learning_rate)
+    matrices, others = matrices_apart(model, wanting) if config.optimizer is OptimizerKind.MUON else ([], wanting)
+    scales = {id(layer.s) for layer in low_rank_layers(model).values()}
+    spared = [one for one in others if one.dim() < 2 or id(one) in scales]
+    kept = {id(one) for one in spared}
+    decayed = {"weight_decay": config.weight_decay}
+    groups: list[dict[str, Any]] = [
+        {"params": [one for one in others if id(one) not in kept], **decayed},
         {"params": spared, "weight_decay": 0.0},
     ]
     if config.optimizer is OptimizerKind.ADAMW:
         return torch.optim.AdamW(groups, lr=config.learning_rate)
-    return torch.optim.SGD(groups, lr=config.learning_rate, momentum=config.momentum, nesterov=config.momentum > 0)
+    sgd: dict[str, Any] = {"momentum": config.momentum, "nesterov": config.momentum > 0}
+    if config.optimizer is OptimizerKind.MUON:
+        sizes = [{"params": [one], "scale": matrix_step_size(one), **decayed} for one in matrices]
+        return Muon(sizes, [{**group, "scale": _OTHERS, **sgd} for group in groups if group["params"]])
+    return torch.optim.SGD(groups, lr=config.learning_rate, **sgd)
 
 
 def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:

@@ -13,7 +13,7 @@ from .base import Options
 PenaltyName = Literal["none", "hoyer", "nuclear", "tail", "proximal", "fade"]
 PrecisionName = Literal["no", "bf16", "fp16"]
 TrackerName = Literal["tensorboard", "wandb"]
-OptimizerName = Literal["sgd", "adamw", "adam"]
+OptimizerName = Literal["sgd", "adamw", "adam", "muon"]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -36,11 +36,12 @@ def test_a_step_is_as_long_as_asked_and_goes_down() -> None:
     matrix = nn.Parameter(3 * torch.linalg.qr(torch.randn(20, 4)).Q)
     assert abs(matrix_step_size(matrix) - 3) < 1e-5
     wanted = torch.randn(20, 4)
-    mover = Muon([{"params": [matrix, nn.Parameter(torch.zeros(2, 2))], "lr": 0.1}])  # one without a gradient stays
+    still, beside = nn.Parameter(torch.zeros(2, 2)), nn.Parameter(torch.ones(3))
+    mover = Muon([{"params": [matrix, still], "lr": 0.1}], [{"params": [beside], "lr": 0.5}])
     start, losses = matrix.detach().clone(), []
     for _ in range(30):
         mover.zero_grad()
-        loss = (matrix - wanted).square().sum()
+        loss = (matrix - wanted).square().sum() + beside.sum()
         loss.backward()  # type: ignore[no-untyped-call]
         losses.append(float(loss.detach()))
         mover.step()
@@ -48,4 +49,6 @@ def test_a_step_is_as_long_as_asked_and_goes_down() -> None:
             length = torch.linalg.svdvals(matrix.detach() - start)
             assert (length > 0.06).all()
             assert (length < 0.125).all()
+            torch.testing.assert_close(beside.detach(), torch.full((3,), 0.5))  # as SGD moves it
     assert losses[-1] < 0.5 * losses[0]
+    assert not still.any()  # it had no gradient

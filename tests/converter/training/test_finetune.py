@@ -59,11 +59,11 @@ def test_a_run_lands_on_its_budget_and_learns(
 ) -> None:
     start = wide(residual)
     steps: list[Step] = []
-    rate = {OptimizerKind.SGD: 0.05, OptimizerKind.ADAMW: 0.005, OptimizerKind.ADAM: 0.05}[optimizer]
+    rates = {OptimizerKind.ADAMW: 0.005, OptimizerKind.MUON: 0.02}
     new = finetune(
         start,
         blobs(),
-        quick(epochs=8, budget=budget, optimizer=optimizer, learning_rate=rate),
+        quick(epochs=8, budget=budget, optimizer=optimizer, learning_rate=rates.get(optimizer, 0.05)),
         evaluate_on=blobs(),
         on_step=steps.append,
         progress=False,
