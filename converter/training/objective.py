@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -56,7 +56,7 @@ class Objective:
         teacher: nn.Module | None,
         config: FinetuneConfig,
         loss: Loss | None,
-        layers: dict[str, LowRank],
+        layers: Mapping[str, LowRank],
         images: Tensor | None,
         sizes: Sizes | None = None,
     ) -> None:

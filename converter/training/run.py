@@ -1,25 +1,23 @@
 """One run of fine-tuning: its steps, in order, and where it is.
 
-A step: draw, forward, losses, backward, clip, move, shrink, average, cut, record, save.
+A step: draw, move, cut, record, save.
 """
 
 from __future__ import annotations
 
-import math
 import warnings
 from collections.abc import Iterator, Sized
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from torch import Tensor, nn
+from torch import nn
 
 from ..analysis.accuracy import Batches
 from ..analysis.calibration import Moments
 from ..analysis.probe import evaluating
 from ..analysis.running import copied, finite
 from ..conversion.attached import plan_of, relabel
-from ..conversion.matching import Sizes
 from ..errors import ConverterWarning, TrainingError
 from ..lowrank.costs import Unit
 from .average import Average
@@ -29,8 +27,9 @@ from .cuts import Cuts, told
 from .interrupts import Interrupts
 from .keeping import InMemory, Keeper
 from .metric import Metric
-from .objective import Loss, Losses, Objective, mean_of
-from .optimizers import optimizer_for, rate_at, set_rate
+from .mover import Mover, norms_of
+from .objective import Loss, Losses
+from .optimizers import optimizer_for, rate_at
 from .pruner import RankPruner
 from .random_numbers import put_random_state, random_state
 from .record import Cut, Step
@@ -73,27 +72,35 @@ class Run:
             pruner.check(config.budget)
         self._plain = plain
         self._together = together
-        self._optimizer = accelerator.prepare(plain)  # the network itself is never wrapped
         loader = together.share(train, even=True)
         self._draws = Draws(
             loader,
             device,
             seed=config.seed,
             layout=torch.channels_last if config.channels_last else torch.contiguous_format,
-            normalised=any(_is_norm(module) for module in self._student.modules()),
+            normalised=any(True for _ in norms_of(self._student)),
             together=together,
         )
         self._total = config.epochs * -(-len(loader) // config.accumulate)
         self._cuts = Cuts(pruner, plan, config, self._total)
         self._average = Average(self._student, config.average)
         if teacher is not None and (config.distill > 0 or config.matching > 0):
-            self._teacher: nn.Module | None = copied(teacher).to(device).eval().requires_grad_(False)
+            teacher = copied(teacher).to(device).eval().requires_grad_(False)
         else:
-            self._teacher = None
-        self._objective: Objective | None = None
-        self._sizes: Sizes | None = None
-        self._task_loss = loss
+            teacher = None
         self._layers = pruner.layers
+        self._mover = Mover(
+            self._student,
+            teacher,
+            config,
+            plain,
+            accelerator,
+            together,
+            self._cuts,
+            self._average,
+            loss,
+            self._layers,
+        )
         self._count()
         self._keeper: Keeper = keeper or InMemory()
         self._epoch, self._made, self._step, self._saved = 1, 0, 0, 0
@@ -128,8 +135,10 @@ class Run:
                     self._total = config.epochs * self._step
                     self._cuts.spread_over(self._total)
                 rate = rate_at(self._step, self._total, config) * 0.5**self._halvings
-                losses, moved = self._move(group, rate)
-                if not moved:
+                losses, moved = self._mover.move(group, self._step, rate)
+                if moved:
+                    self._bad = 0
+                else:
                     if self._is_lost():
                         self._go_back(losses)
                         break
@@ -175,34 +184,6 @@ class Run:
     def _over(self) -> bool:
         return self._epoch > self._config.epochs
 
-    def _move(self, group: list[Batch], rate: float) -> tuple[Losses, bool]:
-        """One step of the optimizer, on the mean of some batches; or none, where these are not finite."""
-        config, accelerator = self._config, self._accelerator
-        set_rate(self._plain, rate)
-        _in_training(self._student, norms=config.train_norms)
-        several: list[Losses] = []
-        sound = torch.ones((), dtype=torch.bool, device=accelerator.device)
-        for inputs, targets in group:
-            with accelerator.autocast():
-                task, inside = self._objective_for(inputs).data_loss(inputs, targets)
-            losses = self._objective_for(inputs).penalised(task, inside, self._cuts)
-            several.append(losses)
-            sound = sound & losses.whole.isfinite()
-            accelerator.backward(losses.whole / len(group))
-        self._together.average_gradients(self._student.parameters())
-        norm = accelerator.clip_grad_norm_(self._student.parameters(), config.clip or math.inf)
-        if accelerator.scaler is None:
-            sound = sound & norm.isfinite()
-        moved = self._together.every(bool(sound))[0]
-        if moved or accelerator.scaler is not None:  # which leaves such a step out itself, and must be told of it
-            self._optimizer.step()
-        self._optimizer.zero_grad(set_to_none=True)
-        if moved:
-            self._bad = 0
-            self._cuts.after_step(self._step, rate)
-            self._average.update()
-        return mean_of(several), moved
-
     def _is_lost(self) -> bool:
         """After a step that was left out: whether leaving out more of them would not help."""
         self._bad += 1
@@ -210,7 +191,7 @@ class Run:
 
     def _is_sound(self) -> bool:
         """Whether all weights and statistics are finite; other buffers may hold infinities, as masks do."""
-        statistics = (buffer for module in self._student.modules() if _is_norm(module) for buffer in module.buffers())
+        statistics = (buffer for norm in norms_of(self._student) for buffer in norm.buffers())
         return all(finite(value) for value in (*self._student.parameters(), *statistics))
 
     def _go_back(self, losses: Losses) -> None:
@@ -236,8 +217,8 @@ class Run:
         """Makes the cut that is due now, if there is one."""
         if not self._cuts.due(self._step) and not (self._over and not self._cuts.over):
             return None
-        before = self._asked(batch)
-        cut = told(self._cut_now(all_of_them=self._over), before, self._asked(batch))
+        before = self._mover.task_loss(batch)
+        cut = told(self._cut_now(all_of_them=self._over), before, self._mover.task_loss(batch))
         if cut.after:
             self._average.restart()
             self._count()
@@ -285,7 +266,7 @@ class Run:
                 "scaler": None if scaler is None else scaler.state_dict(),
                 "average": self._average.state(),
                 "cuts": self._cuts.state(),
-                "sizes": self._sizes,
+                "sizes": self._mover.sizes,
                 "draws": self._draws.state(over=self._made == 0 and self._step > 0),
                 "random": everybody,
             }
@@ -300,7 +281,7 @@ class Run:
             self._accelerator.scaler.load_state_dict(state["scaler"])
         self._best = state["best"]
         self._cuts.restore(state["cuts"])
-        self._sizes = state["sizes"]
+        self._mover.sizes = state["sizes"]
         self._average.restore(state["average"])
         self._draws.restore(state["draws"])
         if self._together.first:
@@ -330,36 +311,6 @@ class Run:
             cut=cut,
             skipped=skipped,
         )
-
-    def _objective_for(self, inputs: Any) -> Objective:
-        if self._objective is None:
-            images = inputs if isinstance(inputs, Tensor) else None
-            self._objective = Objective(
-                self._student, self._teacher, self._config, self._task_loss, self._layers, images, self._sizes
-            )
-            self._sizes = self._objective.sizes = self._together.sent(self._objective.sizes)
-            _in_training(self._student, norms=self._config.train_norms)
-        return self._objective
-
-    @torch.no_grad()
-    def _asked(self, batch: Batch) -> float:
-        """The task loss of a batch, in eval mode."""
-        with evaluating(self._student), self._accelerator.autocast():
-            return float(self._objective_for(batch[0]).data_loss(*batch)[0])
-
-
-def _in_training(model: nn.Module, *, norms: bool) -> None:
-    """Puts a network in training mode, except for BatchNorms that are frozen or shall be."""
-    model.train()
-    for module in model.modules():
-        if _is_norm(module):
-            weights = list(module.parameters(recurse=False))
-            frozen = bool(weights) and not any(weight.requires_grad for weight in weights)
-            module.train(norms and not frozen)
-
-
-def _is_norm(module: nn.Module) -> bool:
-    return isinstance(module, nn.modules.batchnorm._BatchNorm)
 
 
 def _warn(message: str) -> None:
