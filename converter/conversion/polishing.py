@@ -14,6 +14,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -139,8 +140,7 @@ def polish(
     seen, judges = hold_out(images) if held_out is None else (images, held_out)
     batch_size = min(len(seen), config.batch or _usual_batch(images))
     paste = are_small(images) if config.paste is None else config.paste
-    wanting = {parameter: parameter.requires_grad for parameter in model.parameters()}
-    trained = [parameter for parameter in wanting if parameter.is_floating_point() and parameter.numel()]
+    trained = [parameter for parameter in model.parameters() if parameter.is_floating_point() and parameter.numel()]
     # Of few large images Muon soon fits what is particular to them.
     matrices, others = matrices_apart(model, trained) if are_small(images) else ([], trained)
 
@@ -148,15 +148,11 @@ def polish(
         generator = torch.Generator().manual_seed(config.seed)
         return views(seen, batch_size, steps, generator, mirror=config.mirror, paste=paste)
 
-    with evaluating(model), evaluating(dense):
+    with evaluating(model), evaluating(dense), _wanting_gradients(model, trained):
         pair = Pair(model, dense, images, batch_size)
-        distance = pair.judge(judges)
-        best = before = distance()
-        kept, state = 0, copy.deepcopy(model.state_dict())
+        best = _Best(model, pair.judge(judges))
         step, every = 0, max(1, config.steps // _CHECKS)
         try:
-            for parameter in trained:
-                parameter.requires_grad_()
             peak = _MUONS_PEAK if matrices else _PEAK
             rate = config.rate or peak * longest_rate(pair, next(drawn(1)), matrices, others)
             optimizers = _optimizers(matrices, others, rate)
@@ -170,21 +166,57 @@ def polish(
                 step += 1
                 if on_step is not None:
                     on_step(step, loss)
-                if step % every and step < config.steps and math.isfinite(loss):
-                    continue
-                found = distance()
-                if found < best:
-                    best, kept, state = found, step, copy.deepcopy(model.state_dict())
-                elif not found <= _ASTRAY * best:
-                    model.load_state_dict(state)
+                is_judged = step % every == 0 or step == config.steps or not math.isfinite(loss)
+                if is_judged and not best.met(step):
                     rate *= _SLOWER
                     optimizers = _optimizers(matrices, others, rate)
         finally:
-            model.load_state_dict(state)
-            for parameter, wanted in wanting.items():
-                parameter.grad = None
-                parameter.requires_grad_(wanted)
-    return Polish(before, best, step, kept)
+            best.put_back()
+    return Polish(best.before, best.distance, step, best.step)
+
+
+class _Best:
+    """The network when it was nearest.
+
+    Args:
+        model: as it came in.
+        distance: of it, now.
+    """
+
+    def __init__(self, model: nn.Module, distance: Callable[[], float]) -> None:
+        self._model = model
+        self._now = distance
+        self.distance = self.before = distance()
+        self.step = 0
+        self._state = copy.deepcopy(model.state_dict())
+
+    def met(self, step: int) -> bool:
+        """Looks whether the network is nearer after a step; where it went astray it is put back, and False."""
+        found = self._now()
+        if found < self.distance:
+            self.distance, self.step, self._state = found, step, copy.deepcopy(self._model.state_dict())
+        elif not found <= _ASTRAY * self.distance:  # NaN is not
+            self.put_back()
+            return False
+        return True
+
+    def put_back(self) -> None:
+        """Makes the network what it was then."""
+        self._model.load_state_dict(self._state)
+
+
+@contextmanager
+def _wanting_gradients(model: nn.Module, parameters: Sequence[nn.Parameter]) -> Iterator[None]:
+    """Some of a network's parameters want gradients, and all want what they wanted afterwards, and have none."""
+    wanted = {parameter: parameter.requires_grad for parameter in model.parameters()}
+    try:
+        for parameter in parameters:
+            parameter.requires_grad_()
+        yield
+    finally:
+        for parameter, before in wanted.items():
+            parameter.grad = None
+            parameter.requires_grad_(before)
 
 
 def usual_steps(dense: nn.Module, images: Samples) -> int:
