@@ -131,7 +131,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--penalties", nargs="+", default=["none"])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--rate", type=float, default=FinetuneConfig.learning_rate)
-    parser.add_argument("--optimizer", type=OptimizerKind, choices=list(OptimizerKind), default=OptimizerKind.SGD)
+    parser.add_argument(
+        "--optimizer", type=OptimizerKind, choices=list(OptimizerKind), default=FinetuneConfig.optimizer
+    )
     parser.add_argument("--distill", type=float, default=FinetuneConfig.distill)
     parser.add_argument("--matching", type=float, default=FinetuneConfig.matching)
     parser.add_argument("--orthogonality", type=float, default=FinetuneConfig.orthogonality)

@@ -91,7 +91,7 @@ class FinetuneConfig:
     budget: Budget | None = None
     threshold: float | None = None
     learning_rate: float = 0.01
-    optimizer: OptimizerKind = OptimizerKind.SGD
+    optimizer: OptimizerKind = OptimizerKind.MUON
     momentum: float = 0.9
     weight_decay: float = 1e-4
     warmup: float = 0.1

@@ -14,8 +14,8 @@ from ..conversion.step_sizes import matrix_step_size, step_size
 from ..errors import TrainingError
 from .config import FinetuneConfig, OptimizerKind
 
-_OTHERS = 3.0
-"""Of the rate of matrices: that of all else, by Muon."""
+_MATRICES = 0.3
+"""Of the rate of all else, by Muon: what a factor may move by, in its own size."""
 
 
 def optimizer_for(model: nn.Module, config: FinetuneConfig) -> torch.optim.Optimizer:
@@ -43,8 +43,8 @@ def optimizer_for(model: nn.Module, config: FinetuneConfig) -> torch.optim.Optim
         return torch.optim.AdamW(groups, lr=config.learning_rate)
     sgd: dict[str, Any] = {"momentum": config.momentum, "nesterov": config.momentum > 0}
     if config.optimizer is OptimizerKind.MUON:
-        sizes = [{"params": [one], "scale": matrix_step_size(one), **decayed} for one in matrices]
-        return Muon(sizes, [{**group, "scale": _OTHERS, **sgd} for group in groups if group["params"]])
+        sizes = [{"params": [one], "scale": _MATRICES * matrix_step_size(one), **decayed} for one in matrices]
+        return Muon(sizes, [{**group, **sgd} for group in groups if group["params"]])
     return torch.optim.SGD(groups, lr=config.learning_rate, **sgd)
 
 

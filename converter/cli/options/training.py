@@ -64,7 +64,7 @@ class FinetuningOptions(TrainingOptions):
     """
 
     teacher: Path | None = None
-    optimizer: OptimizerName = "sgd"
+    optimizer: OptimizerName = "muon"
     weight_decay: Annotated[float, Option(min=0.0)] = 1e-4
     orthogonality: Annotated[float, Option(min=0.0)] = 0.0
     rank_loss: Annotated[float, Option(min=0.0)] = 1e-3

@@ -59,7 +59,7 @@ def test_a_run_lands_on_its_budget_and_learns(
 ) -> None:
     start = wide(residual)
     steps: list[Step] = []
-    rates = {OptimizerKind.ADAMW: 0.005, OptimizerKind.MUON: 0.02}
+    rates = {OptimizerKind.ADAMW: 0.005, OptimizerKind.MUON: 0.07}
     new = finetune(
         start,
         blobs(),
