@@ -32,7 +32,7 @@ class CompressConfig(ConversionConfig):
     """How to compress.
 
     Attributes:
-        epochs: of fine-tuning; 0 for none, and for polishing in its place.
+        epochs: of fine-tuning, behind polishing; 0 for none.
         headroom: times the planned ranks to start fine-tuning at, >= 1; above 1 they fall to the budget on the way.
         learning_rate, distill, matching, mixed_precision: as in `FinetuneConfig`; the dense network is the teacher.
 
@@ -110,12 +110,12 @@ def plan_and_convert(
         ConverterError: one sentence.
     """
     trained = config.epochs > 0
-    if trained and config.polish is None:
-        config = replace(config, polish=0)
     if trained and folder is not None and folder.resumes:
-        config = replace(config, forms=(), keep=())  # which are in the plan
+        config = replace(config, forms=(), keep=(), polish=0)  # which are in the plan, and in the run's weights
         return factorise(network, folder.plan(), config, calibrate_on=calibrate_on, judged=False, progress=progress)
     spare = config.headroom if trained and _to_prune(target, config) is not None else 1.0
+    if spare > 1 and config.polish is None:
+        config = replace(config, polish=0)  # the cuts would undo it
     # What goes on to be trained is judged afterwards.
     return factorise(
         network, target, config, calibrate_on=calibrate_on, spare=spare, judged=not trained, progress=progress

@@ -35,7 +35,7 @@ def compress(asked: CompressOptions, *, made_by: str = "compress", recipe: str |
     """Compresses, fine-tunes, fuses, exports, verifies, scores and times a network.
 
     Args:
-        asked: under latency, fine-tuning keeps the planned ranks; without epochs, polishing comes in its place.
+        asked: under latency, fine-tuning keeps the planned ranks; polishing comes before it.
         made_by: the verb that the summary names; `demo` is this one with its own network and images.
         recipe: text of recipe.yaml; None for these options.
 

@@ -19,7 +19,10 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import dprp
 from dprp.converter import OptionError, Source, save_compressed
-from dprp.converter.chain.network import open_network
+from dprp.converter.chain import conversion
+from dprp.converter.chain.compressed import source_of
+from dprp.converter.chain.compressing import CompressConfig, plan_and_convert
+from dprp.converter.chain.network import Network, open_network
 from dprp.export import read_metadata
 
 
@@ -145,6 +148,26 @@ def test_training_survives(residual: nn.Module, tmp_path: Path) -> None:
     assert resumed.plan == whole.plan
     theirs = whole.model.state_dict()
     assert all(torch.equal(value, theirs[name]) for name, value in resumed.model.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("epochs", "headroom", "polish", "polished"),
+    [(0, 1.0, None, True), (1, 1.0, None, True), (1, 1.0, 0, False), (1, 1.5, None, False), (1, 1.5, 2, True)],
+)
+def test_training_starts_from_a_polished_network_unless_cuts_follow(
+    residual: nn.Module,
+    monkeypatch: pytest.MonkeyPatch,
+    epochs: int,
+    headroom: float,
+    polish: int | None,
+    polished: bool,
+) -> None:
+    monkeypatch.setattr(conversion, "usual_steps", lambda *_: 2)
+    network = Network(residual, source_of(_images()), compressed=False)
+    config = CompressConfig(epochs=epochs, headroom=headroom, polish=polish, rank_multiple=1)
+    images = _labelled(residual)
+    made = plan_and_convert(network, dprp.MacBudget(0.6), config, calibrate_on=images, progress=False)
+    assert (made.polished is not None) is polished
 
 
 @pytest.mark.parametrize("headroom", [1.0, 1.5])
