@@ -28,15 +28,22 @@ _MOMENTUM = 0.9
 def orthogonal(matrix: Tensor) -> Tensor:
     """Nearly u v^T of a matrix u s v^T: all its directions, as long as each other.
 
+    Each x = p(x x^T) x of the iteration is a polynomial of the first square times the first x. So squares alone are
+    iterated, which are the smaller, the longer the matrix is.
+
     Args:
         matrix: (rows, columns); one of zeros stays as it is.
     """
     turned = matrix.shape[0] > matrix.shape[1]
     x: Tensor = matrix.mT if turned else matrix
     x = x / x.norm().clamp_min(torch.finfo(x.dtype).tiny)
+    square = x @ x.mT
+    whole = torch.eye(len(square), dtype=x.dtype, device=x.device)
     for _ in range(_ITERATIONS):
-        square = x @ x.mT
-        x = _FIRST * x + (_THIRD * square + _FIFTH * square @ square) @ x
+        step = _THIRD * square + _FIFTH * square @ square
+        step.diagonal().add_(_FIRST)
+        whole, square = step @ whole, step @ square @ step
+    x = whole @ x
     return x.mT if turned else x
 
 
