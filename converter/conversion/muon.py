@@ -10,7 +10,7 @@ computes in bfloat16, which few CPUs do fast.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, cast
 
 import torch
@@ -25,26 +25,35 @@ _ITERATIONS = 5
 _MOMENTUM = 0.9
 
 
-def orthogonal(matrix: Tensor) -> Tensor:
-    """Nearly u v^T of a matrix u s v^T: all its directions, as long as each other.
+def orthogonal(matrices: Sequence[Tensor]) -> list[Tensor]:
+    """Of each matrix u s v^T nearly u v^T: all its directions, as long as each other.
 
     Each x = p(x x^T) x of the iteration is a polynomial of the first square times the first x. So squares alone are
-    iterated, which are the smaller, the longer the matrix is.
+    iterated, which are the smaller, the longer a matrix is, and all of one size together.
 
     Args:
-        matrix: (rows, columns); one of zeros stays as it is.
+        matrices: (rows, columns) each; one of zeros stays as it is.
     """
-    turned = matrix.shape[0] > matrix.shape[1]
-    x: Tensor = matrix.mT if turned else matrix
-    x = x / x.norm().clamp_min(torch.finfo(x.dtype).tiny)
-    square = x @ x.mT
-    whole = torch.eye(len(square), dtype=x.dtype, device=x.device)
+    wide = [matrix.mT if matrix.shape[0] > matrix.shape[1] else matrix for matrix in matrices]
+    wide = [matrix / matrix.norm().clamp_min(torch.finfo(matrix.dtype).tiny) for matrix in wide]
+    alike: dict[tuple[int, torch.dtype, torch.device], list[int]] = {}
+    for place, matrix in enumerate(wide):
+        alike.setdefault((len(matrix), matrix.dtype, matrix.device), []).append(place)
+    for places in alike.values():
+        wholes = _polynomial(torch.stack([wide[place] @ wide[place].mT for place in places]))
+        for place, whole in zip(places, wholes, strict=True):
+            wide[place] = whole @ wide[place]
+    return [x.mT if x.shape != matrix.shape else x for x, matrix in zip(wide, matrices, strict=True)]
+
+
+def _polynomial(squares: Tensor) -> Tensor:
+    """What the iteration multiplies matrices by, of which these are the squares, (number, rows, rows)."""
+    whole = torch.eye(squares.shape[-1], dtype=squares.dtype, device=squares.device).expand_as(squares)
     for _ in range(_ITERATIONS):
-        step = _THIRD * square + _FIFTH * square @ square
-        step.diagonal().add_(_FIRST)
-        whole, square = step @ whole, step @ square @ step
-    x = whole @ x
-    return x.mT if turned else x
+        step = _THIRD * squares + _FIFTH * squares @ squares
+        step.diagonal(dim1=-2, dim2=-1).add_(_FIRST)
+        whole, squares = step @ whole, step @ squares @ step
+    return whole
 
 
 class Muon(torch.optim.SGD):
@@ -62,16 +71,20 @@ class Muon(torch.optim.SGD):
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
         """One step of all that have a gradient; those of matrices are not gradients any more afterwards."""
-        for group in self.param_groups:
-            for matrix in group["params"] if group["orthogonal"] else ():
-                if matrix.grad is None:
-                    continue
-                state = self.state[matrix]
-                if not state:
-                    state["momentum_buffer"] = torch.zeros_like(matrix)
-                momentum = state["momentum_buffer"].mul_(_MOMENTUM).add_(matrix.grad)
-                matrix.grad = orthogonal(matrix.grad.add(momentum, alpha=_MOMENTUM))
+        groups = [group["params"] for group in self.param_groups if group["orthogonal"]]
+        matrices = [matrix for group in groups for matrix in group if matrix.grad is not None]
+        ways = [self._with_momentum(matrix, matrix.grad) for matrix in matrices]
+        for matrix, way in zip(matrices, orthogonal(ways), strict=True):
+            matrix.grad = way
         return cast("float | None", super().step(closure))
+
+    def _with_momentum(self, matrix: Tensor, gradient: Tensor) -> Tensor:
+        """Nesterov's momentum, with this gradient in it."""
+        state = self.state[matrix]
+        if not state:
+            state["momentum_buffer"] = torch.zeros_like(matrix)
+        momentum = state["momentum_buffer"].mul_(_MOMENTUM).add_(gradient)
+        return gradient.add(momentum, alpha=_MOMENTUM)
 
 
 def matrices_apart(

@@ -53,7 +53,9 @@ def longest_rate(
         The rate: at most 0.03, at least a thousandth of that.
     """
     before = pair.backward(images)
-    ways = [(one, matrix_step_size(one) * orthogonal(one.grad)) for one in matrices if one.grad is not None]
+    moving = [(one, one.grad) for one in matrices if one.grad is not None]
+    turned = orthogonal([gradient for _, gradient in moving])
+    ways = [(one, matrix_step_size(one) * way) for (one, _), way in zip(moving, turned, strict=True)]
     ways += [(one, step_size(one) * one.grad.sign()) for one in others if one.grad is not None]
     moved = [(one, one.clone(), way) for one, way in ways]
     try:

@@ -21,14 +21,18 @@ def test_directions_stay_and_become_as_long_as_each_other(rows: int, columns: in
     u = torch.linalg.qr(torch.randn(rows, count, generator=generator, dtype=torch.float64)).Q
     v = torch.linalg.qr(torch.randn(columns, count, generator=generator, dtype=torch.float64)).Q
     lengths = 0.1 + torch.rand(count, generator=generator, dtype=torch.float64)
-    made = u.mT @ orthogonal(size * u * lengths @ v.mT) @ v
+    beside = torch.randn(columns, rows, generator=generator, dtype=torch.float64)  # of the same smaller side
+    wide, _, alone = orthogonal([size * u * lengths @ v.mT, beside, torch.ones(1, 3)])
+    torch.testing.assert_close(alone, torch.full((1, 3), float(alone[0, 0])))
+    made = u.mT @ wide @ v
     torch.testing.assert_close(made, torch.diag(made.diagonal()), rtol=0, atol=1e-9)
     assert (made.diagonal() > 0.6).all()
     assert (made.diagonal() < 1.25).all()
 
 
 def test_nothing_comes_of_nothing() -> None:
-    assert torch.equal(orthogonal(torch.zeros(3, 5)), torch.zeros(3, 5))
+    assert torch.equal(orthogonal([torch.zeros(3, 5)])[0], torch.zeros(3, 5))
+    assert orthogonal([]) == []
 
 
 def test_a_step_is_as_long_as_asked_and_goes_down() -> None:

@@ -190,7 +190,7 @@ def test_the_rate_is_the_longest_that_does_not_raise_the_loss_of_a_batch(
     factors = _factors(model)
     moved = [one for one in model.parameters() if one.grad is not None]
     ways = [
-        matrix_step_size(one) * orthogonal(one.grad)
+        matrix_step_size(one) * orthogonal([one.grad])[0]
         if any(one is factor for factor in factors)
         else step_size(one) * one.grad.sign()
         for one in moved
