@@ -44,4 +44,7 @@ def run_folder(
         if log is not None:
             raise OptionError(f"--log {log} writes to the run's folder, --save-every 0 keeps none; leave it out")
         return None
-    return RunFolder(folder or output.with_suffix(".run"), every=save_every, force=force, texts=texts, log=log)
+    # A folder's name may have a dot: of result-0.5 and result-0.3, each has a run.
+    beside = output.stem if output.suffix == ".safetensors" else output.name
+    folder = folder or output.with_name(f"{beside}.run")
+    return RunFolder(folder, every=save_every, force=force, texts=texts, log=log)

@@ -127,16 +127,16 @@ def test_compress_goes_on_too(dprp: Dprp, tmp_path: Path, monkeypatch: pytest.Mo
     whole = dprp(*usual, *more, "-o", tmp_path / "whole", "--json").json()
     with monkeypatch.context() as patched:
         interrupted_at(patched, 13)
-        run = dprp(*usual, *more, "-o", tmp_path / "cut")
+        run = dprp(*usual, *more, "-o", tmp_path / "cut-0.4")
     assert run.code == 130
-    assert f"the run is saved; go on with: dprp compress --resume {tmp_path / 'cut.run'}\n" in run.err
-    assert not (tmp_path / "cut").exists()
-    told = dprp("compress", "--resume", tmp_path / "cut.run", "--json").json()
+    assert f"the run is saved; go on with: dprp compress --resume {tmp_path / 'cut-0.4.run'}\n" in run.err
+    assert not (tmp_path / "cut-0.4").exists()
+    told = dprp("compress", "--resume", tmp_path / "cut-0.4.run", "--json").json()
     assert told["compressed"]["top1"] == whole["compressed"]["top1"]
     first, second = (
         load_compressed(tmp_path / name / "compressed.safetensors", build_plain).model.state_dict()
-        for name in ("whole", "cut")
+        for name in ("whole", "cut-0.4")
     )
     assert all(torch.equal(first[name], second[name]) for name in first)
-    assert "resume" not in (tmp_path / "cut" / "recipe.yaml").read_text()
-    assert (tmp_path / "cut.run" / "ranks.png").is_file()
+    assert "resume" not in (tmp_path / "cut-0.4" / "recipe.yaml").read_text()
+    assert (tmp_path / "cut-0.4.run" / "ranks.png").is_file()
