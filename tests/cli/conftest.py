@@ -17,6 +17,10 @@ from dprp.models import DIGITS_WEIGHTS
 
 ROOT = Path(__file__).parents[2]
 
+# Of commands whose last word, the checkpoint, is still to come.
+COMPRESS = "compress digits_cnn --data digits --epochs 0 -o out --budget macs=0.5 --checkpoint "
+CONVERT = "convert digits_cnn -o out.safetensors --budget macs=0.5 --checkpoint "
+
 
 @dataclass(frozen=True)
 class Run:
@@ -33,6 +37,7 @@ class Run:
 
 
 Dprp = Callable[..., Run]
+Refused = Callable[..., None]
 
 
 @pytest.fixture(autouse=True)
@@ -53,6 +58,32 @@ def dprp(capsys: pytest.CaptureFixture[str]) -> Dprp:
         code = main([str(argument) for argument in arguments])
         out, err = capsys.readouterr()
         return Run(code, out, err)
+
+    return run
+
+
+def _tree(folder: Path) -> dict[str, bytes | None]:
+    return {
+        str(path.relative_to(folder)): path.read_bytes() if path.is_file() else None for path in folder.rglob("*")
+    }
+
+
+@pytest.fixture
+def refused(dprp: Dprp, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Refused:
+    """Runs a command in a folder of its own, and checks the refusal."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(arguments: str, *says: str, **values: object) -> None:
+        before = _tree(tmp_path)
+        run = dprp(*(word.format(**values) for word in arguments.split()))
+        assert run.code == 2, run
+        assert run.out == ""
+        assert run.err.count("\n") == 1, run.err
+        assert run.err.startswith("dprp: ")
+        assert "Traceback" not in run.err
+        for text in says:
+            assert text.format(**values) in run.err
+        assert _tree(tmp_path) == before
 
     return run
 
