@@ -33,7 +33,7 @@ def test_resnet20_at_half_the_macs(dprp: Any, shared: Path, cifar: str, tmp_path
     folder = tmp_path / "out"
     told = dprp(
         *("compress", "cifar_resnet20", "--checkpoint", shared / "checkpoints" / "resnet20.th", "--data", cifar),
-        *("--budget", "macs=0.5", "--epochs", 1, "--batch-size", 32, "-o", folder, "--json"),
+        *("--budget", "macs=0.5", "--epochs", 1, "--polish", 20, "--batch-size", 32, "-o", folder, "--json"),
     ).json()
     dense, compressed = told["dense"], told["compressed"]
     assert (dense["params"], dense["macs"]) == (269_722, 40_551_040)

@@ -82,7 +82,8 @@ def test_what_it_eats_need_not_be_images(
     torch.manual_seed(0)
     model = make().eval()
     data = TensorDataset(torch.randn(40, *sizes), torch.randint(5, (40,)))
-    result = dprp.compress(model, DataLoader(data, batch_size=20), budget="macs=0.6", epochs=1, rank_multiple=1)
+    usual = {"budget": "macs=0.6", "rank_multiple": 1}
+    result = dprp.compress(model, DataLoader(data, batch_size=20), epochs=1, polish=2, **usual)
     assert _macs(result) <= 0.6
     result.save(tmp_path / "small")
     again = dprp.load(tmp_path / "small", make())
@@ -173,7 +174,8 @@ def test_training_starts_from_a_polished_network_unless_cuts_follow(
 @pytest.mark.parametrize("headroom", [1.0, 1.5])
 def test_the_whole_chain(residual: nn.Module, tmp_path: Path, headroom: float) -> None:
     train, test = _labelled(residual), _labelled(residual, 40)
-    result = dprp.compress(residual, train, test, budget="macs=0.6", epochs=1, headroom=headroom, rank_multiple=1)
+    usual = {"budget": "macs=0.6", "rank_multiple": 1}
+    result = dprp.compress(residual, train, test, epochs=1, polish=2, headroom=headroom, **usual)
     assert _macs(result) <= 0.6
     assert result.plan == dprp.plan_of(result.model)
     summary = result.summary.to_dict()
@@ -204,17 +206,16 @@ def test_what_is_to_be_trained_is_judged_afterwards(residual: nn.Module, monkeyp
         raise AssertionError
 
     monkeypatch.setattr("dprp.converter.chain.conversion.judge", fail)
-    train = _labelled(residual)
-    result = dprp.compress(residual, train, _labelled(residual, 40), budget="macs=0.6", epochs=1, rank_multiple=1)
+    train, usual = _labelled(residual), {"budget": "macs=0.6", "rank_multiple": 1}
+    result = dprp.compress(residual, train, _labelled(residual, 40), epochs=1, polish=0, **usual)
     assert result.summary.verdict is not None
 
 
 def test_what_trained_in_bf16_is_exported(residual: nn.Module, tmp_path: Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", dprp.ConverterWarning)  # of CPUs without bf16
-        result = dprp.compress(
-            residual, _labelled(residual), budget="macs=0.6", epochs=1, rank_multiple=1, mixed_precision="bf16"
-        )
+        usual = {"budget": "macs=0.6", "rank_multiple": 1}
+        result = dprp.compress(residual, _labelled(residual), epochs=1, polish=0, mixed_precision="bf16", **usual)
     assert {value.dtype for value in result.model.parameters()} == {torch.float32}
     assert result.to_onnx(tmp_path / "small.onnx").max_rel < 1e-4
 
