@@ -55,8 +55,11 @@ def check_folder(path: Path, *, inputs: Iterable[Path | str | None] = (), force:
     """Refuses a folder that may not be written.
 
     Raises:
-        OptionError: it exists, or holds other people's files or an input, or the folder around it does not exist.
+        OptionError: it exists, or holds other people's files or an input, or the folder around it does not exist, or
+            it has no name under which another could take its place.
     """
+    if path.name in ("", ".."):
+        raise OptionError(f"{path}: is not a folder's name; give one, such as out")
     if not path.parent.is_dir():
         raise OptionError(f"{path}: the folder {path.parent} does not exist; make it first")
     if path.exists() and not path.is_dir():

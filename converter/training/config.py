@@ -60,7 +60,7 @@ class FinetuneConfig:
         budget: where the ranks shall land; None leaves them, unless there is a threshold.
         threshold: the mode without a budget: drop directions below this part of a layer's largest singular value.
         learning_rate: peak of the one-cycle schedule.
-        optimizer: SGD with momentum, or another.
+        optimizer: of the weights.
         momentum: of SGD.
         weight_decay: on u, v and other weights; not on s, biases and normalisation.
         warmup: part of the steps in which the rate rises.

@@ -138,10 +138,10 @@ class Run:
                 losses, moved = self._mover.move(group, self._step, rate)
                 if moved:
                     self._bad = 0
+                elif self._is_lost():
+                    self._go_back(losses)
+                    break
                 else:
-                    if self._is_lost():
-                        self._go_back(losses)
-                        break
                     _warn(f"the loss or its gradient was not finite at step {self._step}; the step was left out")
                 self._epoch, self._made = (epoch + 1, 0) if last else (epoch, self._made + 1)
                 cut = self._cut(group[-1]) if moved or self._over else None

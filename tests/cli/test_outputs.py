@@ -40,6 +40,10 @@ def test_outputs_that_cannot_be(refused: Refused, small: Path) -> None:
     refused("export {small} -o out.bin", "out.bin: an ONNX file is named .onnx", **values)
     refused("export {small} -o no/out.onnx", "the folder no does not exist", **values)
     refused(COMPRESS + "{weights} -o no/out", "no/out: the folder no does not exist", **values)
+    for folder in (".", "..", "/"):
+        refused(
+            COMPRESS + f"{{weights}} --force -o {folder}", f"{folder}: is not a folder's name; give one", **values
+        )
 
 
 def test_no_output_is_an_input(refused: Refused, tmp_path: Path, small: Path, digits_npz: Callable[..., str]) -> None:
