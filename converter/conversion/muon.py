@@ -48,12 +48,19 @@ def orthogonal(matrices: Sequence[Tensor]) -> list[Tensor]:
 
 def _polynomial(squares: Tensor) -> Tensor:
     """What the iteration multiplies matrices by, of which these are the squares, (number, rows, rows)."""
-    whole = torch.eye(squares.shape[-1], dtype=squares.dtype, device=squares.device).expand_as(squares)
-    for _ in range(_ITERATIONS):
-        step = _THIRD * squares + _FIFTH * squares @ squares
-        step.diagonal(dim1=-2, dim2=-1).add_(_FIRST)
-        whole, squares = step @ whole, step @ squares @ step
+    whole = step = _step(squares)
+    for _ in range(1, _ITERATIONS):
+        squares = step @ squares @ step
+        step = _step(squares)
+        whole = step @ whole
     return whole
+
+
+def _step(squares: Tensor) -> Tensor:
+    """p of the squares."""
+    step = torch.baddbmm(squares, squares, squares, beta=_THIRD, alpha=_FIFTH)
+    step.diagonal(dim1=-2, dim2=-1).add_(_FIRST)
+    return step
 
 
 class Muon(torch.optim.SGD):
@@ -73,18 +80,21 @@ class Muon(torch.optim.SGD):
         """One step of all that have a gradient; those of matrices are not gradients any more afterwards."""
         groups = [group["params"] for group in self.param_groups if group["orthogonal"]]
         matrices = [matrix for group in groups for matrix in group if matrix.grad is not None]
-        ways = [self._with_momentum(matrix, matrix.grad) for matrix in matrices]
-        for matrix, way in zip(matrices, orthogonal(ways), strict=True):
-            matrix.grad = way
+        if matrices:
+            for matrix, way in zip(matrices, orthogonal(self._with_momentum(matrices)), strict=True):
+                matrix.grad = way
         return cast("float | None", super().step(closure))
 
-    def _with_momentum(self, matrix: Tensor, gradient: Tensor) -> Tensor:
-        """Nesterov's momentum, with this gradient in it."""
-        state = self.state[matrix]
-        if not state:
-            state["momentum_buffer"] = torch.zeros_like(matrix)
-        momentum = state["momentum_buffer"].mul_(_MOMENTUM).add_(gradient)
-        return gradient.add(momentum, alpha=_MOMENTUM)
+    def _with_momentum(self, matrices: Sequence[Tensor]) -> Sequence[Tensor]:
+        """Nesterov's momentum of each, with its gradient in it."""
+        gradients = [cast("Tensor", matrix.grad) for matrix in matrices]
+        for matrix in matrices:
+            if not self.state[matrix]:
+                self.state[matrix]["momentum_buffer"] = torch.zeros_like(matrix)
+        momenta = [self.state[matrix]["momentum_buffer"] for matrix in matrices]
+        torch._foreach_mul_(momenta, _MOMENTUM)
+        torch._foreach_add_(momenta, gradients)
+        return torch._foreach_add(gradients, momenta, alpha=_MOMENTUM)
 
 
 def matrices_apart(

@@ -189,14 +189,14 @@ def plain_shapes(shape: LayerShape) -> tuple[LayerShape, ...]:
     return (shape,) if shape.between is None else factor_shapes(shape, Form.CHANNEL, shape.between)
 
 
-def factor_weights(u: Tensor, v: Tensor, shape: LayerShape, form: Form) -> tuple[Tensor, Tensor]:
-    """Kernels of the two layers, as `factor_shapes` says: v is the first one's columns, and u the second one's rows.
+def factor_weights(u: Tensor, v: Tensor, first: LayerShape, second: LayerShape) -> tuple[Tensor, Tensor]:
+    """Kernels of the two layers: v is the first one's columns, and u the second one's rows.
 
     Args:
         u: (rows, r), or (groups, rows, r).
         v: (r, columns), or (groups, r, columns).
+        first, second: as `factor_shapes` says.
     """
-    first, second = factor_shapes(shape, form, u.shape[-1])
     return rebuild(v, first, Form.CHANNEL), rebuild(u, second, Form.POINTWISE)
 
 

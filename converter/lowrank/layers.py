@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,28 @@ _TWO_STEPS_PAY_BELOW = 0.5
 
 # The gradient of sqrt(s) has no value at 0, and a square root of this much is still a number in half precision.
 _SMALLEST_ROOT = 1e-6
+
+
+class TwoSteps(NamedTuple):
+    """A low-rank layer as two layers.
+
+    Attributes:
+        rank: between them.
+        first, second: their geometry.
+        most_samples: in a batch of more it is cheaper to build W and to apply it once. Building costs the same
+            whatever the batch, so training does it while ranks are high.
+    """
+
+    rank: int
+    first: LayerShape
+    second: LayerShape
+    most_samples: float
+
+
+def _two_steps(shape: LayerShape, form: Form, rank: int) -> TwoSteps:
+    first, second = factor_shapes(shape, form, rank)
+    gained = first.macs + second.macs - _TWO_STEPS_PAY_BELOW * shape.macs
+    return TwoSteps(rank, first, second, math.prod(shape.weight) * rank / gained if gained > 0 else math.inf)
 
 
 class LowRank(nn.Module):
@@ -53,6 +75,7 @@ class LowRank(nn.Module):
         self.s = nn.Parameter(factors.s.contiguous())
         self.v = nn.Parameter(factors.v.contiguous())
         self.bias = None if bias is None else nn.Parameter(bias.detach().clone())
+        self._latest = _two_steps(shape, form, self.rank)
 
     @classmethod
     def empty(cls, shape: LayerShape, form: Form, rank: int, *, dtype: torch.dtype, device: torch.device) -> LowRank:
@@ -90,6 +113,13 @@ class LowRank(nn.Module):
         """Geometry of the two layers at today's rank, for the maps of `shape`."""
         return factor_shapes(shape, self.form, self.rank)
 
+    @property
+    def steps(self) -> TwoSteps:
+        """The two layers at today's rank."""
+        if self._latest.rank != self.rank:
+            self._latest = _two_steps(self.shape, self.form, self.rank)
+        return self._latest
+
     def kernels(self) -> tuple[Tensor, Tensor]:
         """Kernels of the two layers, the scale split evenly: v' = root v, u' = u s / root, root = sqrt|s|.
 
@@ -97,11 +127,11 @@ class LowRank(nn.Module):
         """
         root = self.s.detach().abs().sqrt().clamp_min(_SMALLEST_ROOT)
         u = self.u * (self.s / root).unsqueeze(-2)
-        return factor_weights(u, root.unsqueeze(-1) * self.v, self.shape, self.form)
+        return factor_weights(u, root.unsqueeze(-1) * self.v, self.steps.first, self.steps.second)
 
     def fuse(self) -> nn.Module:
         """The plain layers that compute the same: two in a row, or one where that is cheaper."""
-        first, second = self.factor_shapes_on(self.shape)
+        first, second = self.steps.first, self.steps.second
         with torch.no_grad():
             factored = (first.macs + second.macs, first.params + second.params)
             if factored >= (self.shape.macs, self.shape.params):  # MACs decide; parameters where these tie
@@ -113,25 +143,16 @@ class LowRank(nn.Module):
     def extra_repr(self) -> str:
         return f"{self.shape.inputs}, {self.shape.outputs}, form={self.form}, rank={self.rank}/{self.full_rank}"
 
-    def _one_step_is_cheaper(self, samples: int) -> bool:
-        """Whether to build W and apply it once rather than to apply the factors in turn.
-
-        Building W costs the same whatever the batch, so training does it while ranks are high.
-        """
-        first, second = factor_shapes(self.shape, self.form, self.rank)
-        build = math.prod(self.shape.weight) * self.rank
-        return samples * self.shape.macs * _TWO_STEPS_PAY_BELOW + build < samples * (first.macs + second.macs)
-
 
 class LowRankConv(ConvFace, LowRank):
     """A low-rank convolution, plain or transposed: (N, inputs, ...) -> (N, outputs, ...), or one sample without N."""
 
     def forward(self, input: Tensor) -> Tensor:
-        if self._one_step_is_cheaper(input.shape[0] if input.dim() == 2 + len(self.shape.kernel) else 1):
+        steps, samples = self.steps, input.shape[0] if input.dim() == 2 + len(self.shape.kernel) else 1
+        if samples > steps.most_samples:
             return convolve(input, self.weight, self.bias, self.shape)
-        first, second = factor_shapes(self.shape, self.form, self.rank)
         inner, outer = self.kernels()
-        return convolve(convolve(input, inner, None, first), outer, self.bias, second)
+        return convolve(convolve(input, inner, None, steps.first), outer, self.bias, steps.second)
 
 
 class LowRankLinear(LinearFace, LowRank):

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from .forms import Form, factor_matrices, factor_weights, rebuild
+from .forms import Form, factor_matrices, factor_shapes, factor_weights, rebuild
 from .shapes import KINDS, LayerShape, Plain, shape_of
 
 
@@ -97,7 +97,7 @@ class FusedPair(nn.Sequential):
     @torch.no_grad()
     def set_matrices(self, u: Tensor, v: Tensor) -> None:
         """Takes other factors of the same size."""
-        for index, kernel in enumerate(factor_weights(u, v, self.shape, self.form)):
+        for index, kernel in enumerate(factor_weights(u, v, *factor_shapes(self.shape, self.form, u.shape[-1]))):
             weight = self._weight(index)
             weight.copy_(kernel.reshape(weight.shape))
 
