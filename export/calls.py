@@ -21,8 +21,8 @@ class Call(Protocol):
     kwargs: dict[str, Any]
 
 
-Inputs: TypeAlias = Tensor | tuple[Any, ...] | Mapping[str, Any] | Call
-"""One tensor, a tuple of positional arguments, a dictionary of named ones, or both."""
+Inputs: TypeAlias = Tensor | tuple[Any, ...] | list[Tensor] | Mapping[str, Any] | Call
+"""One tensor, a tuple of positional arguments, a list of images, a dictionary of named arguments, or all of it."""
 
 
 class Flat:
@@ -35,22 +35,26 @@ class Flat:
     Attributes:
         tensors: those of the example.
         input_names: of these: the names of arguments, or "input" for a single one by position.
+        lists: whether the example has lists, of one tensor an image each.
+        images: how many there are.
 
     Raises:
-        ExportError: the example holds no tensor, or a list of them.
+        ExportError: the example holds no tensor.
     """
 
     def __init__(self, model: nn.Module, example: Inputs) -> None:
-        self._name = type(model).__name__
+        self._model = model
         self._forward = model.forward
         self._args, self._kwargs = _arguments(example)
-        if _lists(self._args) or _lists(self._kwargs):
-            raise ExportError("example: a list of tensors has no batch axis. Give one tensor (N, ...) instead.")
-        found = {**_named(self._args, "input"), **_named(self._kwargs, "")}
+        named = _named(self._kwargs, "")
+        found = {**_named(self._args if named or len(self._args) != 1 else self._args[0], "input"), **named}
         self.tensors = tuple(tensor.detach().cpu() for tensor in found.values())
-        self.input_names = ["input"] if list(found) == ["input_0"] else list(found)
+        self.input_names = list(found)
         if not found:
             raise ExportError("example: not a tensor or a tuple of tensors. Give one batch as the model takes it.")
+        listed = [*_lists(self._args), *_lists(self._kwargs)]
+        self.lists = bool(listed)
+        self.images = len(listed[0]) if listed else len(self.tensors[0]) if self.tensors[0].dim() else 0
 
     def __call__(self, *tensors: Tensor) -> tuple[Tensor, ...]:
         return tuple(self._answer(tensors).values())
@@ -60,6 +64,25 @@ class Flat:
         rest = iter(tensors)
         args = _filled(self._args, rest)
         return _Arguments(args, _filled(self._kwargs, rest))
+
+    def of_images(self, images: int) -> Flat:
+        """The same call on so many images, those of the example again and again.
+
+        Raises:
+            ExportError: less than one, or a list of another length.
+        """
+        if images < 1:
+            raise ExportError(
+                f"batch: {images} is not at least 1. Give how many images a run takes, or None for any."
+            )
+        if self.lists and images != self.images:
+            raise ExportError(
+                f"batch: {images} is impossible for a list of {self.images} images. Give a list of {images} instead."
+            )
+        if self.lists:
+            return self
+        tensors = tuple(tensor[torch.arange(images) % len(tensor)] for tensor in self.tensors)
+        return Flat(self._model, self.batch(tensors))
 
     def run(self, tensors: tuple[Tensor, ...]) -> dict[str, Tensor]:
         """What the model gives, without gradients: "output", or by key or field of what holds several tensors.
@@ -73,11 +96,13 @@ class Flat:
                 answer = self._answer(tensors)
         except (RuntimeError, TypeError, ValueError, IndexError) as error:
             raise ExportError(
-                f"{self._name}: forward fails on inputs of shape {shapes} ({first_line(error)}). "
+                f"{type(self._model).__name__}: forward fails on inputs of shape {shapes} ({first_line(error)}). "
                 f"Give an example that the model accepts, and let forward work at any batch size."
             ) from error
         if not answer:
-            raise ExportError(f"{self._name}: forward gives no tensor. Wrap the model in a module that returns one.")
+            raise ExportError(
+                f"{type(self._model).__name__}: forward gives no tensor. Wrap the model in a module that returns one."
+            )
         # A name stands for one thing in a graph.
         return {f"{name}_out" if name in self.input_names else name: tensor for name, tensor in answer.items()}
 
@@ -109,6 +134,8 @@ def _arguments(example: Inputs) -> tuple[tuple[Any, ...], dict[str, Any]]:
         return (example,), {}
     if isinstance(example, tuple):
         return example, {}
+    if isinstance(example, list):
+        return (example,), {}
     if isinstance(example, Mapping):
         return (), dict(example)
     if isinstance(example, Call):
@@ -119,12 +146,14 @@ def _arguments(example: Inputs) -> tuple[tuple[Any, ...], dict[str, Any]]:
     )
 
 
-def _lists(value: Any) -> bool:
-    """Whether there is a list of tensors somewhere."""
+def _lists(value: Any) -> Iterator[list[Any]]:
+    """Lists of tensors."""
     if isinstance(value, list):
-        return bool(_named(value, ""))
-    parts = value.values() if isinstance(value, Mapping) else value if isinstance(value, tuple) else ()
-    return any(_lists(part) for part in parts)
+        if _named(value, ""):
+            yield value
+        return
+    for part in value.values() if isinstance(value, Mapping) else value if isinstance(value, tuple) else ():
+        yield from _lists(part)
 
 
 def _named(value: Any, name: str) -> dict[str, Tensor]:
@@ -153,6 +182,8 @@ def _filled(value: Any, tensors: Iterator[Tensor]) -> Any:
         return next(tensors)
     if isinstance(value, Mapping):
         return {key: _filled(part, tensors) for key, part in value.items()}
+    if isinstance(value, list):
+        return [_filled(part, tensors) for part in value]
     if isinstance(value, tuple):
         parts = [_filled(part, tensors) for part in value]
         return type(value)(*parts) if hasattr(value, "_fields") else tuple(parts)

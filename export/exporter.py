@@ -25,6 +25,8 @@ from .verification import Verification, compare, reference_copy
 # Besides the traced size, 2: one image, which is what most devices run, and an odd number.
 _VERIFIED_BATCHES = (1, 2, 5)
 
+_ANY_SIZE = ", and fixed batch sizes, or fix how many images a run takes (batch=1, --batch 1)"
+
 _TOLERANCE, _TOLERANCE_OF_HALF = 1e-4, 1e-2
 
 
@@ -37,23 +39,28 @@ def to_onnx(
     opset: int | None = None,
     tolerance: float | None = None,
     half: bool = False,
+    batch: int | None = None,
     force: bool = False,
 ) -> Verification:
-    """Export a model to one ONNX file with a dynamic batch size, and keep it only if it computes the same.
+    """Export a model to one ONNX file, by default of a dynamic batch size, and keep it only if it computes the same.
 
-    The file is compared with torch on the example and on random batches of 1, 2 and 5 before it takes its
-    name: a failure leaves nothing behind and an existing file as it was. The model is not changed.
+    The file is compared with torch on the example and on random batches of 1, 2 and 5, or of the size that it
+    takes, before it takes its name: a failure leaves nothing behind and an existing file as it was. The model is
+    not changed.
 
     Args:
         model: plain layers only; its forward returns a tensor, or several in a tuple, dictionary or dataclass.
         example: (N, ...) input, N >= 1, a tuple of them, a dictionary of named ones, or whatever has `args` and
             `kwargs`; only shape, type, mean and spread of tensors matter. Other arguments become part of the file.
+            Each image of a list is an input of its own, and the file takes as many, of the sizes they have.
         path: file to write; its folder must exist.
         metadata: strings to store in the file, read back by `read_metadata`.
         opset: ONNX operator set; None takes torch's default.
         tolerance: largest accepted difference relative to the output's scale, >= 0; None takes 1e-4, and 1e-2 of
             float16.
         half: whether weights and arithmetic are float16, for GPUs and NPUs; inputs and outputs stay float32.
+        batch: images in every run of the file, for compilers that want to know, and for models whose forward works
+            at one batch size only; None for any number.
         force: whether to replace an existing file.
 
     Returns:
@@ -70,7 +77,10 @@ def to_onnx(
     reference = reference_copy(model)
     flat = Flat(reference, example)
     _check_example(flat.tensors)
-    proto = _trace(reference, flat, opset)
+    if batch is not None:
+        flat = flat.of_images(batch)
+    fixed = flat.lists or batch is not None
+    proto = _trace(reference, flat, opset, fixed=fixed)
     name_nodes(proto)
     strip_notes(proto)
     if half:
@@ -83,9 +93,8 @@ def to_onnx(
     with written_whole(target, force=force, error=ModelFileError) as scratch:
         scratch.write_bytes(proto.SerializeToString())
         session = open_session(scratch, label=str(target))
-        result = compare(
-            reference, session, map(flat.batch, _batches(flat.tensors)), tolerance=tolerance, label=str(target)
-        )
+        batches = map(flat.batch, _batches(flat.tensors, fixed=fixed))
+        result = compare(reference, session, batches, tolerance=tolerance, label=str(target))
         if not result.ok:
             raise VerificationError(
                 f"{target}: not written, {result}. Make forward deterministic in evaluation mode, "
@@ -110,17 +119,17 @@ def _check_example(inputs: tuple[Tensor, ...]) -> None:
             raise ExportError(f"example: shape {shape} has no image in dimension 0. Give at least a batch of one.")
 
 
-def _trace(model: nn.Module, flat: Flat, opset: int | None) -> onnx.ModelProto:
+def _trace(model: nn.Module, flat: Flat, opset: int | None, *, fixed: bool) -> onnx.ModelProto:
     # Two images: torch.export would take a batch of 1 for a constant.
-    pair = tuple(torch.cat([tensor[:1], tensor[-1:]]) for tensor in flat.tensors)
+    given = flat.tensors if fixed else tuple(torch.cat([tensor[:1], tensor[-1:]]) for tensor in flat.tensors)
     # A mistake in the example shows here in one sentence, not in the exporter's hundred.
-    outputs = list(flat.run(pair))
-    shapes = (tuple({0: torch.export.Dim("batch")} for _ in pair),)  # of one argument, *tensors
+    outputs = list(flat.run(given))
+    shapes = None if fixed else (tuple({0: torch.export.Dim("batch")} for _ in given),)  # of one argument, *tensors
     name = type(model).__name__
     try:
         with _quiet(), torch.no_grad(), flattened(model, flat):
             # Traced here and not by torch.onnx.export, which on failure goes on to try other tracers.
-            program = torch.export.export(model, pair, dynamic_shapes=shapes, strict=False)
+            program = torch.export.export(model, given, dynamic_shapes=shapes, strict=False)
             exported = torch.onnx.export(
                 program,
                 (),
@@ -136,7 +145,7 @@ def _trace(model: nn.Module, flat: Flat, opset: int | None) -> onnx.ModelProto:
     except Exception as error:  # tracing runs the user's forward: anything may come out
         raise ExportError(
             f"{name}: torch cannot export it ({first_line(error)}). "
-            f"Keep Python conditions on values, and fixed batch sizes, out of forward."
+            f"Keep Python conditions on values out of forward{'' if fixed else _ANY_SIZE}."
         ) from error
     if exported is None:
         raise ExportError(f"{name}: torch {torch.__version__} gave no ONNX program. Use torch 2.8 or later.")
@@ -165,6 +174,8 @@ def _quiet() -> Iterator[None]:
             warnings.simplefilter("ignore", FutureWarning)
             # Said when two inputs share the batch dimension, as they should.
             warnings.filterwarnings("ignore", message=".*axis name: batch will not be used", category=UserWarning)
+            # What a forward keeps on its module it keeps anew each time, or the comparison finds out.
+            warnings.filterwarnings("ignore", message=".*assigned during export", category=UserWarning)
             yield
     finally:
         for logger, level in zip(loggers, levels, strict=True):
@@ -186,11 +197,11 @@ def _check_graph(proto: onnx.ModelProto, name: str) -> None:
         raise ExportError(f"{name}: torch wrote an invalid ONNX graph ({first_line(error)}).") from error
 
 
-def _batches(inputs: tuple[Tensor, ...]) -> Iterator[tuple[Tensor, ...]]:
+def _batches(inputs: tuple[Tensor, ...], *, fixed: bool) -> Iterator[tuple[Tensor, ...]]:
     yield inputs
     generator = torch.Generator().manual_seed(0)  # our own: the user's random state stays as it is
     for size in _VERIFIED_BATCHES:
-        yield tuple(_random_like(tensor, size, generator) for tensor in inputs)
+        yield tuple(_random_like(tensor, len(tensor) if fixed else size, generator) for tensor in inputs)
 
 
 def _random_like(tensor: Tensor, size: int, generator: torch.Generator) -> Tensor:

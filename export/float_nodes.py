@@ -23,7 +23,7 @@ from torch import Tensor
 from .cpu_targets import Target, recipe_for
 from .errors import ExportError
 from .modelfile import load_model, read_metadata
-from .quantization import PRODUCTS, QUANTIZED, Quantization, Ranges, quantize
+from .quantization import PRODUCTS, QUANTIZED, Quantization, Ranges, batches_for, quantize
 from .ranges_between import draw_together
 from .session import Array, open_session
 
@@ -126,7 +126,7 @@ def nodes_by_error(source: str | Path, quantised: str | Path, images: Sequence[T
     """
     model, small = load_model(source), load_model(quantised)
     target = json.loads(read_metadata(quantised)[QUANTIZED])["recipe"]["target"]
-    batches = [batch.detach().cpu().numpy() for batch in images]
+    batches = batches_for(model, images)
     draw_together(model, batches, recipe_for(Target(target)).drawn, str(source))
     nodes = [node for node in model.graph.node if node.op_type in PRODUCTS]
     weights = {entry.name: numpy_helper.to_array(entry) for entry in model.graph.initializer}
@@ -136,11 +136,12 @@ def nodes_by_error(source: str | Path, quantised: str | Path, images: Sequence[T
     model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in sorted(wanted - known))
     session = open_session(model.SerializeToString(), label=str(source))
     outputs = [entry.name for entry in session.get_outputs()]
-    given = {session.get_inputs()[0].name: batches[0][:_IMAGES]}
-    seen = dict(zip(outputs, session.run(None, given), strict=True))
+    given = session.get_inputs()[0].name
+    runs = [session.run(None, {given: part}) for part in batches_for(load_model(source), [images[0][:_IMAGES]])]
+    seen = {name: np.concatenate(found) for name, *found in zip(outputs, *runs, strict=True)}
 
     def own_error(node: onnx.NodeProto) -> float:
-        parts = [_lost(np.asarray(seen[node.output[0]]), steps.get(node.output[0]))]
+        parts = [_lost(seen[node.output[0]], steps.get(node.output[0]))]
         parts += [_lost(weights[name], steps.get(name)) for name in node.input[1:2] if name in weights]
         return sum(parts)
 

@@ -14,10 +14,10 @@ import onnx
 from torch import Tensor, nn
 
 from .calls import Flat, Inputs
-from .modelfile import load_model
+from .modelfile import load_model, shape_in
 from .node_names import layer_outputs
 from .quantization import QUANTIZED
-from .session import Array, open_session
+from .session import Array, fixed_batch, open_session
 from .verification import reference_copy
 
 
@@ -64,6 +64,9 @@ def layer_differences(
     names = layer_outputs(file)
     reference = reference_copy(model)
     flat = Flat(reference, batch)
+    fixed = fixed_batch(map(shape_in, (*file.graph.input, *file.graph.output)))
+    if fixed is not None:
+        flat = flat.of_images(fixed)
     wanted = _watched(reference, flat)
     there = {output for outputs in names.values() for output in outputs}
     known = {entry.name for entry in file.graph.output}

@@ -53,3 +53,8 @@ def read_metadata(path: str | Path) -> dict[str, str]:
         ModelFileError: no such file, or not an ONNX model.
     """
     return {entry.key: entry.value for entry in load_model(path).metadata_props}
+
+
+def shape_in(entry: onnx.ValueInfoProto) -> list[int | str]:
+    """The shape of an input or output: sizes, and names of those that are free."""
+    return [dim.dim_value or dim.dim_param for dim in entry.type.tensor_type.shape.dim]

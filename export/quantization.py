@@ -34,9 +34,9 @@ from torch import Tensor
 from ..files import check_output, written_whole
 from .cpu_targets import Recipe, Target, recipe_for
 from .errors import DataError, ExportError, ModelFileError, first_line
-from .modelfile import load_model, read_metadata
+from .modelfile import load_model, read_metadata, shape_in
 from .ranges_between import draw_together
-from .session import Array, session_options
+from .session import Array, fixed_batch, in_runs, session_options
 
 QUANTIZED = "dprp.quantized"
 """Metadata: JSON of how a file was quantised."""
@@ -181,18 +181,26 @@ def quantize(
     return found
 
 
+def batches_for(model: onnx.ModelProto, images: Iterable[Tensor]) -> list[Array]:
+    """Batches of images as arrays, in parts of as many as the file takes a run."""
+    ends = (*model.graph.input[:1], *model.graph.output)
+    fixed = fixed_batch(map(shape_in, ends))
+    return [part for batch in images for (part,) in in_runs([batch.detach().cpu().numpy()], fixed)]
+
+
 class _Reader(CalibrationDataReader):  # type: ignore[misc]
     """Images one batch at a time, as ONNX Runtime asks for them."""
 
     def __init__(self, model: onnx.ModelProto, images: Iterable[Tensor], label: str) -> None:
         weights = {tensor.name for tensor in model.graph.initializer}
-        inputs = [entry.name for entry in model.graph.input if entry.name not in weights]
+        inputs = [entry for entry in model.graph.input if entry.name not in weights]
         if len(inputs) != 1:
             raise ExportError(f"{label}: has {len(inputs)} inputs, and is quantised on images for one.")
-        self._name = inputs[0]
-        self.batches = [batch.detach().cpu().numpy() for batch in images if len(batch)]
+        self._name = inputs[0].name
+        given = [batch for batch in images if len(batch)]
+        self.batches = batches_for(model, given)
         self._next = 0
-        self.images = sum(map(len, self.batches))
+        self.images = sum(map(len, given))
         if not self.images:
             raise DataError(f"{label}: no images to find ranges on. Give at least one batch with images in it.")
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +74,7 @@ def session_options(threads: int | None) -> ort.SessionOptions:
 
 
 def infer(session: ort.InferenceSession, inputs: Sequence[Array], label: str) -> list[Array]:
-    """The outputs of one run.
+    """The outputs of one run, or of as many as it takes where a file takes so many images a run and no others.
 
     Args:
         session: an open session.
@@ -88,13 +88,36 @@ def infer(session: ort.InferenceSession, inputs: Sequence[Array], label: str) ->
     shapes = ", ".join(str(tuple(array.shape)) for array in inputs)
     if len(names) != len(inputs):
         raise ModelFileError(f"{label}: takes {len(names)} inputs, got {len(inputs)} of shape {shapes}.")
+    images = len(inputs[0]) if inputs and inputs[0].ndim else 0
+    fixed = fixed_batch(entry.shape for entry in (*session.get_inputs(), *session.get_outputs()))
     try:
-        return [np.asarray(output) for output in session.run(None, dict(zip(names, inputs, strict=True)))]
+        runs = [session.run(None, dict(zip(names, part, strict=True))) for part in in_runs(inputs, fixed)]
+        if fixed in (None, images):
+            return [np.asarray(output) for output in runs[0]]
+        return [np.concatenate(outputs)[:images] for outputs in zip(*runs, strict=True)]
     except Exception as error:  # ONNX Runtime's exceptions share no base class but Exception
         raise ModelFileError(
             f"{label}: ONNX Runtime cannot run it on inputs of shape {shapes} ({_reason(error)}). "
             f"Give inputs of the shape it was exported with."
         ) from error
+
+
+def fixed_batch(shapes: Iterable[Sequence[int | str | None]]) -> int | None:
+    """How many images every run of a file takes, by the shapes of its inputs and outputs; None where any will do."""
+    sizes = {shape[0] if shape else None for shape in shapes}
+    first = sizes.pop()
+    return first if not sizes and isinstance(first, int) else None
+
+
+def in_runs(inputs: Sequence[Array], images: int | None) -> Iterator[list[Array]]:
+    """A batch in parts of so many images; the last image stands in for those that the last part lacks."""
+    count = len(inputs[0]) if inputs and inputs[0].ndim else 0
+    if images is None or count in (0, images):
+        yield list(inputs)
+        return
+    for start in range(0, count, images):
+        places = np.arange(start, start + images).clip(max=count - 1)
+        yield [array[places] for array in inputs]
 
 
 def _reason(error: Exception) -> str:

@@ -121,7 +121,7 @@ def compare(
         if expected[0].ndim == 2:
             agreed += int((expected[0].argmax(1) == actual[0].argmax(1)).sum())
             ranked += len(expected[0])
-        images += len(flat.tensors[0])
+        images += flat.images
         count += 1
     if count == 0:
         raise DataError(f"{label}: no batches to compare on. Give at least one.")

@@ -117,6 +117,7 @@ class Compressed:
         *,
         tolerance: float | None = None,
         half: bool = False,
+        batch: int | None = None,
         mean: Sequence[float] = (),
         std: Sequence[float] = (),
         labels: Sequence[str] = (),
@@ -126,7 +127,7 @@ class Compressed:
 
         Args:
             path: ends in .onnx.
-            tolerance, half: as for `dprp.export.to_onnx`.
+            tolerance, half, batch: as for `dprp.export.to_onnx`.
             mean, std: per channel, by which inputs scaled to 0..1 were normalised; for the file's metadata.
             labels: names of the outputs in their order; for the file's metadata.
             force: write over an existing file.
@@ -143,7 +144,7 @@ class Compressed:
         network = Network(self.model, source, compressed=True)
         if labels and len(labels) != network.classes():
             raise OptionError(f"{len(labels)} labels for {network.classes()} outputs; give a name for each")
-        return export_network(network, target, self.example, tolerance=tolerance, half=half, force=force)
+        return export_network(network, target, self.example, tolerance=tolerance, half=half, batch=batch, force=force)
 
     def measure(
         self,

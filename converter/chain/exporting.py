@@ -21,6 +21,7 @@ def export_network(
     *,
     tolerance: float | None = None,
     half: bool = False,
+    batch: int | None = None,
     force: bool = False,
     device: torch.device | None = None,
 ) -> Verification:
@@ -30,7 +31,7 @@ def export_network(
         network: dense or low-rank.
         path: the `.onnx` file.
         example: (N, C, H, W) inputs like those to come.
-        tolerance, half: as for `to_onnx`.
+        tolerance, half, batch: as for `to_onnx`.
         force: write over an existing file.
         device: where to fuse.
 
@@ -40,7 +41,7 @@ def export_network(
     plain = plain_network(network, example, device=device)
     plan = plan_of(network.model) if network.compressed else None
     about = onnx_metadata(network.source, plan)
-    return to_onnx(plain, example, path, metadata=about, tolerance=tolerance, half=half, force=force)
+    return to_onnx(plain, example, path, metadata=about, tolerance=tolerance, half=half, batch=batch, force=force)
 
 
 def plain_network(network: Network, example: Tensor, *, device: torch.device | None = None) -> nn.Module:

@@ -49,6 +49,13 @@ def export(asked: ExportOptions) -> Exported:
     network = with_labels(network, asked)
     example = network.example(4)
     verification = export_network(
-        network, target, example, tolerance=asked.tolerance, half=asked.half, force=asked.force, device=where
+        network,
+        target,
+        example,
+        tolerance=asked.tolerance,
+        half=asked.half,
+        batch=asked.batch,
+        force=asked.force,
+        device=where,
     )
     return Exported(verification, target.stat().st_size, target)

@@ -140,10 +140,12 @@ class ExportOptions(FileOptions, LabelOptions, OutputOptions, MachineOptions):
     Attributes:
         tolerance: Largest accepted difference from torch, relative to the output's scale; by default 0.0001, or 0.01.
         half: Weights and arithmetic in float16, for GPUs and NPUs; inputs and outputs stay float32.
+        batch: Images in every run of the file, for compilers that want to know; any number by default.
     """
 
     tolerance: Annotated[float | None, Option(min=0.0)] = None
     half: Annotated[bool, Option("--half")] = False
+    batch: Annotated[int | None, Option(min=1)] = None
 
 
 @command

@@ -42,6 +42,20 @@ def test_float16_has_tolerances_of_its_own(dprp: Any, small: Path, tmp_path: Pat
     assert dprp("verify", small, file, "--tolerance", 1e-6).code == 1
 
 
+def test_a_file_of_one_image_a_run_is_used_as_any_other(dprp: Any, small: Path, tmp_path: Path) -> None:
+    file, eighth = tmp_path / "one.onnx", tmp_path / "eighth.onnx"
+    assert dprp("export", small, "--batch", 1, "-o", file).code == 0
+    answer = dprp("verify", small, file, "--data", "digits", "--json")
+    assert answer.code == 0
+    assert json.loads(answer.out)["first_different_layer"] is None
+    scores = [json.loads(dprp("evaluate", which, "--data", "digits", "--json").out) for which in (small, file)]
+    assert scores[0]["top1"] == scores[1]["top1"]
+    assert dprp("quantize", file, "--data", "digits", "-o", eighth).code == 0
+    many = dprp("benchmark", file, eighth, "--batch", 4)
+    assert many.code == 2
+    assert "one.onnx: has a fixed batch of 1, asked for 4" in many.err
+
+
 def test_dense_files_are_verified_too(dprp: Any, small: Path, tmp_path: Path) -> None:
     file = tmp_path / "dense.onnx"
     dense = ("digits_cnn", "--checkpoint", DIGITS_WEIGHTS)

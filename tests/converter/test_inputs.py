@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+import torchvision
 from torch import Tensor, nn
 
 from dprp.converter import (
@@ -31,7 +32,7 @@ from dprp.converter import (
 )
 from dprp.converter.analysis.inputs import Samples, as_samples
 from dprp.converter.analysis.running import run, scores_in
-from dprp.export import to_onnx
+from dprp.export import ExportError, to_onnx
 
 
 class Trunk(nn.Module):
@@ -127,8 +128,20 @@ def test_the_whole_chain(make: Callable[[], nn.Module], draw: Callable[[], Any],
     assert not any(isinstance(module, LowRank) for module in plain.modules())
     torch.testing.assert_close(scores_in(run(plain, samples)), scores_in(run(low, samples)), rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(scores_in(run(fuse(low, given), samples)), scores_in(run(low, samples)))
-    if make is not OneByOne:
-        assert to_onnx(plain, given, tmp_path / "plain.onnx").ok
+    assert to_onnx(plain, given, tmp_path / "plain.onnx").ok
+
+
+def test_a_network_of_two_frames_that_reads_its_batch_size(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = torchvision.models.optical_flow.raft_small(weights=None).eval()
+    frames = Inputs(torch.rand(2, 3, 128, 128), torch.rand(2, 3, 128, 128), num_flow_updates=2)
+    layers = survey(model, frames)
+    low = convert(model, plan_ranks(layers, MacBudget(0.6)))
+    assert plan_of(low).fraction(Unit.MACS) <= 0.6
+    plain = fuse(low, frames)
+    with pytest.raises(ExportError, match=r"RAFT: torch cannot export it .* or fix how many images a run takes"):
+        to_onnx(plain, frames, tmp_path / "raft.onnx")
+    assert to_onnx(plain, frames, tmp_path / "raft.onnx", batch=1).ok
 
 
 @pytest.mark.parametrize(("make", "draw"), CASES, ids=NAMES)

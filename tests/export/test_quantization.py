@@ -88,6 +88,21 @@ def test_a_bad_scale_is_found_where_it_is(model: nn.Module, file: Path, images: 
     assert first.layer == "2"
 
 
+@pytest.mark.parametrize("batch", [1, 24])
+def test_a_file_of_so_many_images_a_run_is_quantised_on_as_many(
+    model: nn.Module, file: Path, images: list[Tensor], batch: int, tmp_path: Path
+) -> None:
+    """As one of any number is, but for the images that stand in where the last run lacks some."""
+    fixed = tmp_path / "fixed.onnx"
+    to_onnx(model, images[0], fixed, batch=batch)
+    made = [quantize(path, tmp_path / f"8_{path.name}", images) for path in (file, fixed)]
+    assert made[0] == made[1]
+    ranked = [nodes_by_error(path, tmp_path / f"8_{path.name}", images) for path in (file, fixed)]
+    assert sorted(ranked[0]) == sorted(ranked[1])
+    assert batch != 1 or ranked[0] == ranked[1]
+    assert verify(model, tmp_path / "8_fixed.onnx", images, tolerance=0.2).ok
+
+
 def test_layers_stay_in_float32_by_name(file: Path, images: list[Tensor], tmp_path: Path) -> None:
     made = quantize(file, tmp_path / "small.onnx", images, floats=["2/Conv"])
     assert made.floats == ("2/Conv",)
