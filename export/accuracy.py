@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from .calls import Inputs, arrays_in, images_in
 from .errors import DataError
 from .session import Array, infer, open_session
 
@@ -42,28 +43,28 @@ class AnsweredBy:
     """
 
     path: Path
-    batches: Iterable[tuple[Tensor, Any]]
+    batches: Iterable[tuple[Inputs, Any]]
 
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+    def __iter__(self) -> Iterator[tuple[Inputs, Tensor]]:
         """Pairs of images and answers (N,)."""
         import torch
 
         session = open_session(self.path)
         for pictures, _ in self.batches:
-            if len(pictures) == 0:
-                continue
-            scores = infer(session, [pictures.detach().cpu().numpy()], str(self.path))[0]
-            yield pictures, torch.from_numpy(scores.argmax(1))
+            if images_in(pictures):
+                scores = infer(session, arrays_in(pictures), str(self.path))[0]
+                yield pictures, torch.from_numpy(scores.argmax(1))
 
 
 def evaluate_onnx(
-    path: str | Path, batches: Iterable[tuple[Tensor, Tensor]], *, threads: int | None = None
+    path: str | Path, batches: Iterable[tuple[Inputs, Tensor]], *, threads: int | None = None
 ) -> Accuracy:
     """Score an ONNX classifier on labelled images.
 
     Args:
-        path: an ONNX file with one input and an output of shape (N, classes).
-        batches: pairs of images (N, ...) and integer labels (N,), each label in 0..classes - 1; N may vary.
+        path: an ONNX file whose first output is of shape (N, classes).
+        batches: pairs of images (N, ...), or what `to_onnx` takes of a model of several inputs, and integer labels
+            (N,), each in 0..classes - 1; N may vary.
         threads: threads inside an operator, >= 1; None takes every core this process may use.
 
     Returns:
@@ -77,13 +78,13 @@ def evaluate_onnx(
     session = open_session(file, threads=threads)
     correct = images = 0
     for pictures, targets in batches:
-        labels = targets.detach().cpu().numpy()
-        if len(pictures) == 0:
+        labels, count = targets.detach().cpu().numpy(), images_in(pictures)
+        if count == 0:
             continue
-        logits = infer(session, [pictures.detach().cpu().numpy()], str(file))[0]
-        _check(logits, labels, len(pictures), str(file))
+        logits = infer(session, arrays_in(pictures), str(file))[0]
+        _check(logits, labels, count, str(file))
         correct += int((logits.argmax(1) == labels).sum())
-        images += len(pictures)
+        images += count
     if images == 0:
         raise DataError(f"{file}: no images to score. Give at least one batch with images in it.")
     return Accuracy(100.0 * correct / images, images)

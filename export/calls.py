@@ -7,6 +7,7 @@ import dataclasses
 from collections.abc import Iterator, Mapping
 from typing import Any, Protocol, TypeAlias, runtime_checkable
 
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
@@ -46,15 +47,13 @@ class Flat:
         self._model = model
         self._forward = model.forward
         self._args, self._kwargs = _arguments(example)
-        named = _named(self._kwargs, "")
-        found = {**_named(self._args if named or len(self._args) != 1 else self._args[0], "input"), **named}
+        found = _of_call(self._args, self._kwargs)
         self.tensors = tuple(tensor.detach().cpu() for tensor in found.values())
         self.input_names = list(found)
         if not found:
             raise ExportError("example: not a tensor or a tuple of tensors. Give one batch as the model takes it.")
-        listed = [*_lists(self._args), *_lists(self._kwargs)]
-        self.lists = bool(listed)
-        self.images = len(listed[0]) if listed else len(self.tensors[0]) if self.tensors[0].dim() else 0
+        self.lists = any(True for _ in _lists((self._args, self._kwargs)))
+        self.images = images_in(example)
 
     def __call__(self, *tensors: Tensor) -> tuple[Tensor, ...]:
         return tuple(self._answer(tensors).values())
@@ -144,6 +143,27 @@ def _arguments(example: Inputs) -> tuple[tuple[Any, ...], dict[str, Any]]:
         f"example: not a tensor or a tuple of tensors, but a {type(example).__name__}. Give one batch as the model "
         "takes it, or a dictionary of named arguments."
     )
+
+
+def images_in(inputs: Inputs) -> int:
+    """How many images a call is for."""
+    args, kwargs = _arguments(inputs)
+    listed = next(_lists((args, kwargs)), None)
+    if listed is not None:
+        return len(listed)
+    first = next(iter(_of_call(args, kwargs).values()))
+    return len(first) if first.dim() else 0
+
+
+def arrays_in(inputs: Inputs) -> list[npt.NDArray[Any]]:
+    """The tensors of a call, in the order in which a file takes them."""
+    return [tensor.detach().cpu().numpy() for tensor in _of_call(*_arguments(inputs)).values()]
+
+
+def _of_call(args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Tensor]:
+    """Tensors by the names that they have as inputs of a file."""
+    named = _named(kwargs, "")
+    return {**_named(args if named or len(args) != 1 else args[0], "input"), **named}
 
 
 def _lists(value: Any) -> Iterator[list[Any]]:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from ...export import Target, Verification
 from ...files import written_whole
 from ..analysis.accuracy import Accuracy
+from ..analysis.inputs import Inputs, Samples
 from ..errors import OptionError
 from ..planning.plan import Plan
 from ..storage.checkpoint import save_compressed
@@ -90,7 +91,7 @@ class Compressed:
     model: nn.Module
     plan: Plan
     summary: Outcome
-    example: Tensor
+    example: Samples
     dense: nn.Module
 
     def save(self, folder: str | Path, *, force: bool = False) -> None:
@@ -141,7 +142,7 @@ class Compressed:
             source = Source.from_json(source.to_json())  # which looks at each value
         except (TypeError, ValueError) as error:
             raise OptionError(f"{path}: not written, {error}") from error
-        network = Network(self.model, source, compressed=True)
+        network = replace(self._network(self.model), source=source)
         if labels and len(labels) != network.classes():
             raise OptionError(f"{len(labels)} labels for {network.classes()} outputs; give a name for each")
         return export_network(network, target, self.example, tolerance=tolerance, half=half, batch=batch, force=force)
@@ -176,13 +177,22 @@ class Compressed:
         with tempfile.TemporaryDirectory(prefix="dprp-") as name:
             folder = Path(name)
             for model, file in ((self.dense, DENSE_ONNX), (self.model, COMPRESSED_ONNX)):
-                network = Network(model, source_of(self.example), compressed=model is self.model)
-                export_network(network, folder / file, self.example)
+                export_network(self._network(model), folder / file, self.example)
             images = None if int8_on is None else torch.split(int8_on.detach().cpu(), _BATCH)
             found = () if images is None else in_8_bits(folder, images, target=Target(target))
             return measured_in(folder, test, *found, threads=threads)
 
+    def _network(self, model: nn.Module) -> Network:
+        """This one or the dense one."""
+        return network_of(model, self.example, compressed=model is self.model)
 
-def source_of(images: Tensor) -> Source:
-    """Says what the module eats; it is nobody's by name."""
+
+def network_of(model: nn.Module, example: Samples, *, compressed: bool) -> Network:
+    """A module in memory, with what it eats."""
+    given = example if isinstance(example, Inputs) else None
+    return Network(model, source_of(example), compressed, given)
+
+
+def source_of(images: Samples) -> Source:
+    """Says what the module eats, or the first of several things; it is nobody's by name."""
     return Source("a module in memory", None, tuple(images.shape[1:]), (), ())

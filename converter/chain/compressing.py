@@ -7,9 +7,10 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from ..analysis.agreement import agreement
+from ..analysis.inputs import Samples
 from ..conversion.attached import plan_of
 from ..errors import OptionError
 from ..planning.plan import Plan
@@ -19,7 +20,7 @@ from ..training.factor_moments import input_moments
 from ..training.loop import finetune
 from ..training.run_folder import RunFolder
 from .conversion import Conversion, ConversionConfig, factorise
-from .data import Loader
+from .data import CalibrationBatches
 from .network import Network
 from .verdict import Verdict
 
@@ -92,7 +93,7 @@ def plan_and_convert(
     target: Policy,
     config: CompressConfig,
     *,
-    calibrate_on: Loader | None,
+    calibrate_on: CalibrationBatches | None,
     folder: RunFolder | None = None,
     progress: bool,
 ) -> Conversion:
@@ -130,7 +131,7 @@ def train_and_judge(
     *,
     train: Iterable[Any] | None,
     test: Iterable[Any] | None,
-    judges: Callable[[], Tensor] | None,
+    judges: Callable[[], Samples] | None,
     folder: RunFolder | None = None,
     progress: bool,
 ) -> Compression:
@@ -165,8 +166,7 @@ def train_and_judge(
         verdict = None  # training has seen the calibration images that were held out
     model = model.eval()
     if verdict is None and judges is not None:
-        images = judges().to(config.device)
-        verdict = Verdict(agreement(model.to(config.device), network.model.to(config.device), images))
+        verdict = Verdict(agreement(model.to(config.device), network.model.to(config.device), judges()))
     network.model.cpu()
     return Compression(model.cpu(), plan_of(model), made, verdict)
 

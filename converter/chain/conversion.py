@@ -8,12 +8,13 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ...files import check_input, reading
 from ..analysis.agreement import agreement
 from ..analysis.calibration import Calibration, calibrate
 from ..analysis.held_out import hold_out
+from ..analysis.inputs import Samples
 from ..analysis.losses import Sensitivity
 from ..analysis.sensitivity import foretell
 from ..analysis.surveying import Survey, survey
@@ -26,7 +27,7 @@ from ..lowrank.forms import Form
 from ..planning.plan import Plan
 from ..planning.planner import headroom, plan_ranks
 from ..planning.policies import LatencyBudget, MacBudget, ParamBudget, Policy
-from .data import Loader, split_calibration
+from .data import CalibrationBatches, split_calibration
 from .network import Network
 from .planned import Planned
 from .polish_bar import polish_bar
@@ -55,7 +56,7 @@ class Conversion:
     plan: Plan
     model: nn.Module
     calibration: Calibration | None
-    held_out: Tensor | None = None
+    held_out: Samples | None = None
     verdict: Verdict | None = None
     polished: Polished | None = None
 
@@ -105,7 +106,7 @@ def factorise(
     wanted: Policy | Plan,
     config: ConversionConfig,
     *,
-    calibrate_on: Loader | None = None,
+    calibrate_on: CalibrationBatches | None = None,
     spare: float = 1.0,
     judged: bool = True,
     progress: bool = True,
@@ -161,7 +162,11 @@ def _polish(
 
 
 def plan_network(
-    network: Network, wanted: Policy | Plan, config: ConversionConfig, *, calibrate_on: Loader | None = None
+    network: Network,
+    wanted: Policy | Plan,
+    config: ConversionConfig,
+    *,
+    calibrate_on: CalibrationBatches | None = None,
 ) -> Planned:
     """Plans a network's ranks, or takes them as planned.
 
@@ -179,7 +184,7 @@ def plan_network(
         raise OptionError("MODEL is compressed already; start from the dense network, or go on with dprp finetune")
     forms, device = config.forms, config.device
     model = network.model.to(device)  # in place: back to the CPU below
-    layers = survey(model, network.example().to(device))
+    layers = survey(model, network.example().to(device or torch.device("cpu")))
     calibration = held = replan = None
     if calibrate_on is not None:
         images, held = split_calibration(calibrate_on, config.images)

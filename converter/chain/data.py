@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
 from ...models import ImageData, Mix, Preprocess, check_labels, load_data, loader
 from ...models.augment import Augment
+from ..analysis.inputs import Samples, joined
 from ..errors import OptionError
 from .network import Network
 
 Loader = DataLoader[tuple[Tensor, int]]
+
+CalibrationBatches = Iterable[tuple[Samples, Any]]
+"""Samples and their labels, which nobody reads."""
 
 
 @dataclass(frozen=True)
@@ -86,14 +91,14 @@ def held_out(images: int) -> int:
     return max(50, images // 5)
 
 
-def split_calibration(batches: Loader, images: int) -> tuple[Tensor, Tensor]:
+def split_calibration(batches: CalibrationBatches, images: int) -> tuple[Samples, Samples]:
     """Images to fit on, and others to judge by.
 
     Args:
         batches: from `Batches.calibration`.
         images: how many to fit on at most; where the data set has too few, one in five is kept to judge by.
     """
-    every = torch.cat([batch for batch, _ in batches])
+    every = joined([batch for batch, _ in batches])
     fitted = images if len(every) >= images + held_out(images) else max(1, len(every) - max(1, len(every) // 5))
     return every[:fitted], every[fitted:]
 

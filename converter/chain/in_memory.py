@@ -6,26 +6,25 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 
 from ..analysis.accuracy import Accuracy, evaluate
+from ..analysis.inputs import Inputs, Samples, joined
 from ..analysis.losses import Sensitivity
 from ..analysis.running import copied
 from ..errors import OptionError
 from ..planning.policies import Policy, parse_budget
 from ..storage.checkpoint import load_compressed
 from ..training.run_folder import RunFolder
-from .compressed import Compressed, Outcome, source_of
+from .compressed import Compressed, Outcome, network_of
 from .compressing import JUDGES, CompressConfig, plan_and_convert, train_and_judge
 from .conversion import CALIBRATION_IMAGES, forms_from, sensitivity_from
-from .data import Loader, held_out
+from .data import held_out
 from .device import pick_device
 from .folder import COMPRESSED
-from .network import Network
 
 _BATCH = 100
+_EXAMPLES = 8
 
 
 def compress(
@@ -36,7 +35,7 @@ def compress(
     budget: str | Policy,
     epochs: int = 0,
     headroom: float = CompressConfig.headroom,
-    images: Tensor | Iterable[Any] | None = None,
+    images: Samples | Iterable[Any] | None = None,
     calibration_images: int = CALIBRATION_IMAGES,
     forms: Sequence[str] = (),
     keep: Sequence[str] = (),
@@ -55,8 +54,10 @@ def compress(
     """Compresses a module: plans ranks, converts, polishes or fine-tunes.
 
     Args:
-        model: takes images (N, C, H, W), or sound, videos or features, from (N, C) to (N, C, D, H, W); untouched.
-        train: batches of images and labels; without labels enough where there are no epochs.
+        model: takes images (N, C, H, W), or sound, videos or features, from (N, C) to (N, C, D, H, W), or several
+            things as `Inputs`; untouched.
+        train: batches of images and labels; without labels enough where there are no epochs. Images are `Inputs`
+            where the model takes several things, here and in `test` and `images`.
         test: batches of images and labels, to score both networks on.
         budget: such as "macs=0.5", "params=0.4" or "latency=0.6"; or a policy, such as `MacBudget(0.5)`.
         epochs: of fine-tuning on `train`; 0 for none.
@@ -98,17 +99,16 @@ def compress(
     if given is None:
         raise OptionError("there are no images; give images=, (N, C, H, W) and without labels, or train")
     sample = _gathered(given, calibration_images + held_out(calibration_images))
-    network = Network(copied(model).cpu().eval(), source_of(sample), compressed=False)
-    converted = plan_and_convert(
-        network, target, config, calibrate_on=_batches(sample), folder=folder, progress=progress
-    )
+    network = network_of(copied(model).cpu().eval(), sample[:_EXAMPLES], compressed=False)
+    batches = [(part, None) for part in sample.split(_BATCH)]
+    converted = plan_and_convert(network, target, config, calibrate_on=batches, folder=folder, progress=progress)
     judges = None if test is None else lambda: _gathered(test, JUDGES)
     made = train_and_judge(
         converted, network, target, config, train=train, test=test, judges=judges, folder=folder, progress=progress
     )
     before, after = (_score(one, test, config) for one in (network.model, made.model))
     found = Outcome(made.plan.budget, epochs, made.plan, before, after, made.verdict)
-    return Compressed(made.model, made.plan, found, sample[:8].clone(), network.model)
+    return Compressed(made.model, made.plan, found, sample[:_EXAMPLES].clone(), network.model)
 
 
 def load(path: str | Path, model: nn.Module) -> nn.Module:
@@ -136,32 +136,27 @@ def _score(model: nn.Module, test: Iterable[Any] | None, config: CompressConfig)
     return found
 
 
-def _gathered(given: Tensor | Iterable[Any], count: int) -> Tensor:
+def _gathered(given: Samples | Iterable[Any], count: int) -> Samples:
     """Up to so many images, in the order in which they come."""
-    if isinstance(given, Tensor):
-        found = given[:count]
+    if isinstance(given, (Tensor, Inputs)):
+        found: Samples = given[:count]
     else:
-        parts: list[Tensor] = []
+        parts: list[Samples] = []
         for batch in given:
             part = batch[0] if isinstance(batch, (tuple, list)) else batch
-            if not isinstance(part, Tensor):
+            if not isinstance(part, (Tensor, Inputs)):
                 raise OptionError(
-                    f"batches are of {type(part).__name__}; give tensors of images, or (images, labels)"
+                    f"batches are of {type(part).__name__}; give tensors of images or Inputs, or (images, labels)"
                 )
             parts.append(part)
             if sum(map(len, parts)) >= count:
                 break
         if not parts:
             raise OptionError("there are no images in the batches; give at least 1")
-        found = torch.cat(parts)[:count]
-    if not 2 <= found.dim() <= 5 or not len(found):
+        found = joined(parts)[:count]
+    if not len(found) or (isinstance(found, Tensor) and not 2 <= found.dim() <= 5):
         raise OptionError(
             f"images have the shape {tuple(found.shape)}; give (N, C, H, W), or from (N, C) to (N, C, D, H, W), "
             "with N of at least 1"
         )
-    return found.detach().cpu()
-
-
-def _batches(images: Tensor) -> Loader:
-    pairs = [(image, 0) for image in images]
-    return DataLoader(pairs, batch_size=_BATCH)  # type: ignore[arg-type]
+    return found.detach().cpu() if isinstance(found, Tensor) else found.cpu()

@@ -11,7 +11,9 @@ from torch import Tensor, nn
 
 from ...files import file_sha256
 from ...models import Preprocess, build, info, load_weights, preprocess_for
+from ..analysis.inputs import Inputs, Samples
 from ..analysis.probe import evaluating
+from ..analysis.running import run
 from ..analysis.surveying import survey
 from ..errors import OptionError
 from ..storage.checkpoint import is_compressed, load_compressed
@@ -28,19 +30,23 @@ class Network:
         model: the network; it has low-rank layers if it came from a compressed checkpoint.
         source: how to build the plain network.
         compressed: whether it came from a compressed checkpoint.
+        given: what it eats, where more than a tensor of the source's shape belongs to it; None where it does not.
     """
 
     model: nn.Module
     source: Source
     compressed: bool
+    given: Inputs | None = None
 
     @property
     def preprocess(self) -> Preprocess:
         """Size and normalisation of its input."""
         return Preprocess(self.source.input_shape, self.source.mean, self.source.std)  # type: ignore[arg-type]
 
-    def example(self, images: int = 1) -> Tensor:
-        """Noise as input, (images, C, H, W), always the same, of the type of the weights."""
+    def example(self, images: int = 1) -> Samples:
+        """Noise as input, (images, C, H, W), always the same, of the type of the weights; or so many of the given."""
+        if self.given is not None:
+            return self.given[torch.arange(images) % len(self.given)]
         noise = torch.randn(images, *self.source.input_shape, generator=torch.Generator().manual_seed(0))
         return noise.to(next((p.dtype for p in self.model.parameters() if p.is_floating_point()), noise.dtype))
 
@@ -61,7 +67,7 @@ class Network:
         """
         survey(self.model, self.example())  # says what is wrong with the input, where something is
         with evaluating(self.model), torch.no_grad():
-            outputs = self.model(self.example())
+            outputs = run(self.model, self.example())
         if not isinstance(outputs, Tensor) or outputs.dim() != 2:
             raise OptionError(
                 f"{self.source.model}: does not give one row of scores an image; only classifiers can be used"

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from torch import Tensor
-
 from ..analysis.calibration import Calibration
+from ..analysis.inputs import Samples
 from ..planning.plan import Plan
 from ..planning.policies import Policy
 
@@ -25,5 +24,5 @@ class Planned:
 
     plan: Plan
     calibration: Calibration | None
-    held_out: Tensor | None = None
+    held_out: Samples | None = None
     replan: Callable[[Policy], Plan] | None = None

@@ -102,7 +102,9 @@ def verify(asked: VerifyOptions) -> Verified:
 
 def _batches(asked: VerifyOptions, network: Network) -> Iterator[Tensor]:
     if asked.data is None:
-        yield from torch.split(network.example(sum(_BATCHES)), _BATCHES)
+        noise = network.example(sum(_BATCHES))
+        assert isinstance(noise, Tensor)
+        yield from torch.split(noise, _BATCHES)
         return
     images = open_data(asked.data, network.classes(), download=asked.download)
     loader = Batches(images, network.preprocess, max(_BATCHES), asked.seed, 0).test(sum(_BATCHES))

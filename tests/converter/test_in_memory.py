@@ -98,6 +98,47 @@ def test_what_it_eats_need_not_be_images(
         open_network(str(tmp_path / "own.safetensors"), trust=own)
 
 
+class _Stereo(nn.Module):
+    """Two images and how far apart their eyes are, by name; gives scores."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.eye = nn.Sequential(
+            nn.Conv2d(3, 16, 3, padding=1), nn.BatchNorm2d(16), nn.ReLU(), nn.Conv2d(16, 24, 3, padding=1), nn.ReLU()
+        )
+        self.head = nn.Linear(49, 5)
+
+    def forward(self, left: Tensor, right: Tensor, *, apart: Tensor) -> Tensor:
+        seen = [self.eye(image).mean((2, 3)) for image in (left, right)]
+        return self.head(torch.cat([*seen, apart], 1))
+
+
+def _pairs(count: int) -> dprp.Inputs:
+    return dprp.Inputs(torch.randn(count, 3, 8, 8), torch.randn(count, 3, 8, 8), apart=torch.rand(count, 1))
+
+
+def test_several_things_that_belong_together(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = _Stereo().eval()
+    train, test = ([(part, torch.randint(5, (len(part),))) for part in _pairs(count).split(20)] for count in (80, 40))
+    usual = {"budget": "macs=0.6", "rank_multiple": 1}
+    result = dprp.compress(model, train, test, epochs=1, polish=2, **usual)
+    assert _macs(result) <= 0.6
+    assert result.summary.verdict is not None
+    assert result.summary.verdict.agreement.images == 40
+    result.save(tmp_path / "small")
+    again = dprp.load(tmp_path / "small", _Stereo())
+    few = _pairs(3)
+    assert torch.equal(again(*few.args, **few.kwargs), result.model(*few.args, **few.kwargs))
+    assert result.to_onnx(tmp_path / "small.onnx", batch=1).ok
+    sides = result.measure(test)
+    assert sides.images == 40
+    assert sides.top1[1] == result.summary.compressed.top1  # type: ignore[union-attr]
+    alone = dprp.compress(model, images=_pairs(60), **usual)
+    assert _macs(alone) <= 0.6
+    assert alone.summary.compressed is None
+
+
 def _told_of_inputs_and_outputs(result: dprp.Compressed, path: Path, channels: int) -> None:
     outputs = result.model(result.example).shape[1]
     names, mean, std = [f"class {number}" for number in range(outputs)], [0.5] * channels, [0.25] * channels
