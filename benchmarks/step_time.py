@@ -14,7 +14,17 @@ import time
 
 import torch
 
-from dprp.converter import FinetuneConfig, MacBudget, RankRatio, Step, convert, finetune, plan_ranks, survey
+from dprp.converter import (
+    FinetuneConfig,
+    MacBudget,
+    RankRatio,
+    Step,
+    convert,
+    finetune,
+    keep_freed_memory,
+    plan_ranks,
+    survey,
+)
 from dprp.models import build, info
 
 _WARM = 3
@@ -28,6 +38,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--precision", default="no")
     arguments = parser.parse_args()
+    keep_freed_memory()  # as the command line does
     torch.manual_seed(0)
     model = build(arguments.model)
     shape = info(arguments.model).input_shape
