@@ -158,6 +158,8 @@ def matricise(weight: Tensor, shape: LayerShape, form: Form) -> Tensor:
 def rebuild(matrix: Tensor, shape: LayerShape, form: Form) -> Tensor:
     """Folds a matrix back into a weight of `shape.weight`; the inverse of `matricise`."""
     sizes, order = _unfolding(shape, form)
+    if order == sorted(order):
+        return matrix.reshape(shape.weight)
     back = [order.index(axis) for axis in range(len(order))]
     return matrix.reshape([sizes[axis] for axis in order]).permute(back).reshape(shape.weight)
 

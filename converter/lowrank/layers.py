@@ -17,9 +17,6 @@ from .shapes import LayerShape
 # Two thin convolutions move more memory per MAC than one: on CPU and GPU alike they win only well below par.
 _TWO_STEPS_PAY_BELOW = 0.5
 
-# The gradient of sqrt(s) has no value at 0, and a square root of this much is still a number in half precision.
-_SMALLEST_ROOT = 1e-6
-
 
 class TwoSteps(NamedTuple):
     """A low-rank layer as two layers.
@@ -121,13 +118,8 @@ class LowRank(nn.Module):
         return self._latest
 
     def kernels(self) -> tuple[Tensor, Tensor]:
-        """Kernels of the two layers, the scale split evenly: v' = root v, u' = u s / root, root = sqrt|s|.
-
-        The root is a constant to autograd: it cancels in the product, so that gradients are exact, at s = 0 too.
-        """
-        root = self.s.detach().abs().sqrt().clamp_min(_SMALLEST_ROOT)
-        u = self.u * (self.s / root).unsqueeze(-2)
-        return factor_weights(u, root.unsqueeze(-1) * self.v, self.steps.first, self.steps.second)
+        """Kernels of the two layers; the second has the scale."""
+        return factor_weights(self.u * self.s.unsqueeze(-2), self.v, self.steps.first, self.steps.second)
 
     def fuse(self) -> nn.Module:
         """The plain layers that compute the same: two in a row, or one where that is cheaper."""
@@ -136,7 +128,9 @@ class LowRank(nn.Module):
             factored = (first.macs + second.macs, first.params + second.params)
             if factored >= (self.shape.macs, self.shape.params):  # MACs decide; parameters where these tie
                 return plain_layer(self.shape, self.weight, self.bias).to(memory_format=self.layout)
-            inner, outer = self.kernels()
+            root = self.s.abs().sqrt().clamp_min(torch.finfo(self.s.dtype).tiny)  # half of the scale for each
+            u, v = self.u * (self.s / root).unsqueeze(-2), root.unsqueeze(-1) * self.v
+            inner, outer = factor_weights(u, v, first, second)
             pair = plain_layer(first, inner, None), plain_layer(second, outer, self.bias)
             return fused_pair(self.shape, self.form, *pair).to(memory_format=self.layout)
 
