@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
 
 import torch
 from accelerate import Accelerator
-from torch import Tensor, nn
+from torch import nn
 
 from ..analysis.probe import evaluating
-from ..conversion.matching import Sizes
-from ..lowrank.layers import LowRank
 from .average import Average
 from .batches import Batch
 from .config import FinetuneConfig
 from .cuts import Cuts
-from .objective import Loss, Losses, Objective, mean_of
+from .objective import Losses, Objective, mean_of
 from .optimizers import set_rate
 from .together import Together
 
@@ -27,35 +24,28 @@ class Mover:
 
     Args:
         student: the low-rank network.
-        teacher: the dense one; None without.
+        objective: what a step makes smaller.
         config: how.
         optimizer: of the student's weights.
         accelerator: of the run.
         together: the processes of the run.
         cuts: what shrinks directions on the way to them.
         average: of the weights.
-        loss: of the task; None for cross-entropy.
-        layers: the student's low-rank layers.
-
-    Attributes:
-        sizes: variances at the places where both networks are compared, once they are known; None where they are not.
     """
 
     def __init__(
         self,
         student: nn.Module,
-        teacher: nn.Module | None,
+        objective: Objective,
         config: FinetuneConfig,
         optimizer: torch.optim.Optimizer,
         accelerator: Accelerator,
         together: Together,
         cuts: Cuts,
         average: Average,
-        loss: Loss | None,
-        layers: Mapping[str, LowRank],
     ) -> None:
         self._student = student
-        self._teacher = teacher
+        self._objective = objective
         self._config = config
         self._plain = optimizer
         self._optimizer = accelerator.prepare(optimizer)  # the network itself is never wrapped
@@ -63,10 +53,6 @@ class Mover:
         self._together = together
         self._cuts = cuts
         self._average = average
-        self._loss = loss
-        self._layers = layers
-        self._objective: Objective | None = None
-        self.sizes: Sizes | None = None
 
     def move(self, group: Sequence[Batch], step: int, rate: float) -> tuple[Losses, bool]:
         """Makes one step, or none where the losses or their gradients are not finite.
@@ -85,10 +71,11 @@ class Mover:
         several: list[Losses] = []
         sound = torch.ones((), dtype=torch.bool, device=accelerator.device)
         for inputs, targets in group:
-            objective = self._objective_for(inputs)
+            if self._objective.begin(inputs, self._together):
+                _in_training(self._student, norms=self._config.train_norms)
             with accelerator.autocast():
-                task, inside = objective.data_loss(inputs, targets)
-            losses = objective.penalised(task, inside, self._cuts)
+                task, inside = self._objective.data_loss(inputs, targets)
+            losses = self._objective.penalised(task, inside, self._cuts)
             several.append(losses)
             sound = sound & losses.whole.isfinite()
             accelerator.backward(losses.whole / len(group))
@@ -109,17 +96,7 @@ class Mover:
     def task_loss(self, batch: Batch) -> float:
         """The task's loss of a batch, in eval mode."""
         with evaluating(self._student), self._accelerator.autocast():
-            return float(self._objective_for(batch[0]).data_loss(*batch)[0])
-
-    def _objective_for(self, inputs: Any) -> Objective:
-        if self._objective is None:
-            images = inputs if isinstance(inputs, Tensor) else None
-            self._objective = Objective(
-                self._student, self._teacher, self._config, self._loss, self._layers, images, self.sizes
-            )
-            self.sizes = self._objective.sizes = self._together.sent(self._objective.sizes)
-            _in_training(self._student, norms=self._config.train_norms)
-        return self._objective
+            return float(self._objective.data_loss(*batch)[0])
 
 
 def norms_of(model: nn.Module) -> Iterator[nn.Module]:

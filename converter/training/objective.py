@@ -9,12 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..analysis.inputs import Inputs
 from ..analysis.running import run, scores_in, tensors_in
 from ..conversion.matching import Pair, Sizes
 from ..lowrank.layers import LowRank
 from .config import FinetuneConfig
 from .cuts import Cuts
 from .losses import cross_entropy, distillation, orthogonality
+from .together import Together
 
 Loss = Callable[[Any, Any], Tensor]
 """Of a network's answer and its targets: () floating point."""
@@ -46,8 +48,9 @@ class Objective:
         config: the weights.
         loss: of the task; None for cross-entropy.
         layers: the student's low-rank layers.
-        images: a few inputs, to find the places where both networks are compared; None where they are not.
-        sizes: variances there, if they are known.
+
+    Attributes:
+        sizes: variances at the places where both networks are compared, once they are known; None where they are not.
     """
 
     def __init__(
@@ -57,27 +60,32 @@ class Objective:
         config: FinetuneConfig,
         loss: Loss | None,
         layers: Mapping[str, LowRank],
-        images: Tensor | None,
-        sizes: Sizes | None = None,
     ) -> None:
         self._student = student
         self._teacher = teacher
         self._config = config
         self._loss = loss
         self._layers = layers
-        self._pair = None
-        if teacher is not None and config.matching > 0 and isinstance(images, Tensor):
-            self._pair = Pair(student, teacher, images, len(images), sizes)
+        self._pair: Pair | None = None
+        self.sizes: Sizes | None = None
 
-    @property
-    def sizes(self) -> Sizes | None:
-        """Variances at the places where both networks are compared; None where they are not."""
-        return None if self._pair is None else self._pair.sizes
+    def begin(self, inputs: Any, together: Together) -> bool:
+        """Finds the places where both networks are compared, which all processes measure alike.
 
-    @sizes.setter
-    def sizes(self, sizes: Sizes | None) -> None:
-        if self._pair is not None and sizes is not None:
-            self._pair.sizes = sizes
+        Args:
+            inputs: the first that there are; a few of them are run.
+            together: the processes.
+
+        Returns:
+            Whether it did: there are none without a teacher, and later inputs change nothing.
+        """
+        compares = self._teacher is not None and self._config.matching > 0
+        if self._pair is not None or not compares or not isinstance(inputs, (Tensor, Inputs)):
+            return False
+        assert self._teacher is not None
+        self._pair = Pair(self._student, self._teacher, inputs, len(inputs), self.sizes)
+        self.sizes = self._pair.sizes = together.sent(self._pair.sizes)
+        return True
 
     def data_loss(self, inputs: Any, targets: Any) -> tuple[Tensor, Tensor]:
         """The task's loss, with the teacher's answers in it, and the distance from the teacher inside."""

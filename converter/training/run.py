@@ -28,7 +28,7 @@ from .interrupts import Interrupts
 from .keeping import InMemory, Keeper
 from .metric import Metric
 from .mover import Mover, norms_of
-from .objective import Loss, Losses
+from .objective import Loss, Losses, Objective
 from .optimizers import optimizer_for, rate_at
 from .pruner import RankPruner
 from .random_numbers import put_random_state, random_state
@@ -89,17 +89,9 @@ class Run:
         else:
             teacher = None
         self._layers = pruner.layers
+        self._objective = Objective(self._student, teacher, config, loss, self._layers)
         self._mover = Mover(
-            self._student,
-            teacher,
-            config,
-            plain,
-            accelerator,
-            together,
-            self._cuts,
-            self._average,
-            loss,
-            self._layers,
+            self._student, self._objective, config, plain, accelerator, together, self._cuts, self._average
         )
         self._count()
         self._keeper: Keeper = keeper or InMemory()
@@ -266,7 +258,7 @@ class Run:
                 "scaler": None if scaler is None else scaler.state_dict(),
                 "average": self._average.state(),
                 "cuts": self._cuts.state(),
-                "sizes": self._mover.sizes,
+                "sizes": self._objective.sizes,
                 "draws": self._draws.state(over=self._made == 0 and self._step > 0),
                 "random": everybody,
             }
@@ -281,7 +273,7 @@ class Run:
             self._accelerator.scaler.load_state_dict(state["scaler"])
         self._best = state["best"]
         self._cuts.restore(state["cuts"])
-        self._mover.sizes = state["sizes"]
+        self._objective.sizes = state["sizes"]
         self._average.restore(state["average"])
         self._draws.restore(state["draws"])
         if self._together.first:

@@ -122,7 +122,7 @@ def test_several_things_that_belong_together(tmp_path: Path) -> None:
     model = _Stereo().eval()
     train, test = ([(part, torch.randint(5, (len(part),))) for part in _pairs(count).split(20)] for count in (80, 40))
     usual = {"budget": "macs=0.6", "rank_multiple": 1}
-    result = dprp.compress(model, train, test, epochs=1, polish=2, **usual)
+    result = dprp.compress(model, train, test, epochs=1, polish=2, matching=1.0, **usual)
     assert _macs(result) <= 0.6
     assert result.summary.verdict is not None
     assert result.summary.verdict.agreement.images == 40
