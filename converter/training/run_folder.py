@@ -32,6 +32,7 @@ from ..analysis.calibration import Moments
 from ..errors import ConverterWarning, TrainingError
 from ..lowrank.forms import Form
 from ..planning.plan import Plan
+from .history import History
 from .picture import draw, save
 from .record import Step
 from .trackers import check_tracker
@@ -78,6 +79,7 @@ class RunFolder:
         log: str | None = None,
     ) -> None:
         self.path = Path(path)
+        self._history = History(self.path / HISTORY)
         self._resume = resume
         self._every = every
         self._texts = dict(texts or {})
@@ -194,34 +196,15 @@ class RunFolder:
 
     def tell(self, step: Step) -> None:
         """Adds a step to the history."""
-        try:
-            with (self.path / HISTORY).open("a", encoding="utf-8") as file:
-                file.write(json.dumps(step.to_dict()) + "\n")
-        except OSError as error:
-            warnings.warn(
-                f"{quoted(self.path / HISTORY)}: cannot be written ({error.strerror}); training goes on",
-                ConverterWarning,
-                stacklevel=2,
-            )
+        self._history.tell(step)
 
     def history(self) -> list[Step]:
         """All steps so far; lines that were cut short are left out."""
-        try:
-            lines = (self.path / HISTORY).read_text(encoding="utf-8", errors="replace").splitlines()
-        except OSError:
-            return []
-        found = []
-        for line in lines:
-            try:
-                found.append(Step.from_dict(json.loads(line)))
-            except (ValueError, KeyError, TypeError):
-                continue
-        return found
+        return self._history.steps()
 
     def rewind(self, step: int) -> None:
         """Forgets what the history says of later steps."""
-        kept = [json.dumps(one.to_dict()) + "\n" for one in self.history() if one.step <= step]
-        self._write(HISTORY, "".join(kept))
+        self._history.rewind(step)
 
     def finish(self, metric: str = "top-1 in %") -> None:
         """The result is safe elsewhere: drops the states, and leaves the record with a picture of it.
