@@ -14,8 +14,8 @@ from .forms import Form, factor_shapes, factor_weights, full_rank, matrix_size, 
 from .plain import ConvFace, LinearFace, fused_pair, plain_layer
 from .shapes import LayerShape
 
-# Two thin convolutions move more memory per MAC than one: on CPU and GPU alike they win only well below par.
-_TWO_STEPS_PAY_BELOW = 0.5
+# Of the dense MACs: two thin convolutions move more memory per MAC than one (benchmarks/one_step_or_two.py).
+_TWO_STEPS_PAY_BELOW = 0.7
 
 
 class TwoSteps(NamedTuple):
