@@ -151,8 +151,8 @@ def images_in(inputs: Inputs) -> int:
     listed = next(_lists((args, kwargs)), None)
     if listed is not None:
         return len(listed)
-    first = next(iter(_of_call(args, kwargs).values()))
-    return len(first) if first.dim() else 0
+    first = next(iter(_of_call(args, kwargs).values()), None)
+    return len(first) if first is not None and first.dim() else 0
 
 
 def arrays_in(inputs: Inputs) -> list[npt.NDArray[Any]]:
