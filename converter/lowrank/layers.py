@@ -143,9 +143,10 @@ class LowRankConv(ConvFace, LowRank):
 
     def forward(self, input: Tensor) -> Tensor:
         steps, samples = self.steps, input.shape[0] if input.dim() == 2 + len(self.shape.kernel) else 1
+        plain = self.layout is layout_of(input) is torch.contiguous_format
         if samples > steps.most_samples:
-            return convolve(input, self.weight, self.bias, self.shape)
-        inner, outer = self.kernels()
+            return convolve(input, _contiguous(self.weight) if plain else self.weight, self.bias, self.shape)
+        inner, outer = (_contiguous(kernel) if plain else kernel for kernel in self.kernels())
         return convolve(convolve(input, inner, None, steps.first), outer, self.bias, steps.second)
 
 
@@ -179,6 +180,11 @@ def layout_of(weight: Tensor) -> torch.memory_format:
         if weight.dim() == axes and weight.is_contiguous(memory_format=layout) and not weight.is_contiguous():
             return layout
     return torch.contiguous_format
+
+
+def _contiguous(kernel: Tensor) -> Tensor:
+    """With the strides that say so: a convolution hands on their order, even where an axis has a single place."""
+    return kernel.flatten().view(kernel.shape)
 
 
 def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, shape: LayerShape) -> Tensor:

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+import pytest
 import torch
 from torch import Tensor, nn
 
 from dprp.converter import MacBudget, calibrate, convert, plan_ranks, survey
 from dprp.converter.analysis.layout import laid_out
+from dprp.converter.lowrank.decomposition import decompose
+from dprp.converter.lowrank.forms import Form, full_rank, matricise
+from dprp.converter.lowrank.layers import low_rank
+from dprp.converter.lowrank.shapes import Map, shape_of
 
 IMAGES = torch.randn(6, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 
@@ -55,6 +62,16 @@ def test_networks_that_want_the_other_layout_keep_it() -> None:
     plan = plan_ranks(layers, MacBudget(0.8), rank_multiple=1)
     assert plan.factored
     convert(model, plan, calibration=calibrate(model, layers, IMAGES))
+
+
+@pytest.mark.parametrize("form", list(Form)[:4])
+@pytest.mark.parametrize("rank", [1, 9])  # two steps, and one
+def test_a_factored_layer_hands_on_the_layout_that_it_got(form: Form, rank: int) -> None:
+    shape = replace(shape_of(nn.Conv2d(3, 16, 3, padding=1)), calls=(Map((8, 8), (8, 8)),))
+    rank = min(rank, full_rank(shape, form))
+    layer = low_rank(shape, form, decompose(matricise(torch.randn(16, 3, 3, 3), shape, form), rank), None)
+    assert layer(IMAGES).is_contiguous()
+    assert _last(layer(IMAGES.contiguous(memory_format=torch.channels_last)))
 
 
 def test_images_are_untouched() -> None:
