@@ -174,10 +174,10 @@ def low_rank(
     return kind(shape, form, factors, bias, layout)
 
 
-def layout_of(weight: Tensor) -> torch.memory_format:
+def layout_of(tensor: Tensor) -> torch.memory_format:
     """Channels last, or contiguous; the latter where both are the same."""
     for axes, layout in ((4, torch.channels_last), (5, torch.channels_last_3d)):
-        if weight.dim() == axes and weight.is_contiguous(memory_format=layout) and not weight.is_contiguous():
+        if tensor.dim() == axes and tensor.is_contiguous(memory_format=layout) and not tensor.is_contiguous():
             return layout
     return torch.contiguous_format
 
