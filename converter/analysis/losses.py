@@ -43,16 +43,16 @@ class Losses:
     nats: Energies
 
     def distortions(self, kind: Sensitivity) -> Energies:
-        """What a budget's plan shall minimise the sum of; `best` has several, see `candidates`."""
+        """What a budget's plan shall minimise the sum of; `best` has several, see `to_try`."""
         if kind is Sensitivity.BEST:
-            raise ModelError("the best of several sensitivities needs trials; take these losses' candidates")
+            raise ModelError("the best of several sensitivities needs trials; take those that `Losses.to_try` gives")
         return self.blend({Sensitivity.ENERGY: 0.0, Sensitivity.MIXED: 0.5, Sensitivity.KL: 1.0}[kind])
 
     def blend(self, weight: float) -> Energies:
         """The geometric mean of nats and errors: nats alone at weight 1, errors alone at 0."""
         return {key: nats**weight * self.errors[key] ** (1 - weight) for key, nats in self.nats.items()}
 
-    def candidates(self, count: int, seed: int = 0) -> list[Energies]:
+    def to_try(self, count: int, seed: int = 0) -> list[Energies]:
         """Distortions whose plans are worth a trial.
 
         Args:

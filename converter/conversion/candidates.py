@@ -54,10 +54,10 @@ def candidates(losses: Losses, count: int, to_plan: Callable[[Energies], Plan]) 
         to_plan: makes a plan that minimises the sum of these distortions.
     """
     if count == 1:
-        (first,) = losses.candidates(1)
+        (first,) = losses.to_try(1)
         return [Candidate(to_plan(first), first)]
     different: dict[object, Candidate] = {}
-    for distortions in losses.candidates(count * _DRAWS):
+    for distortions in losses.to_try(count * _DRAWS):
         found = Candidate(to_plan(distortions), distortions)
         different.setdefault(found.plan.layers, found)
     promised = {layers: _nats(losses, found.plan) for layers, found in different.items()}

@@ -47,7 +47,7 @@ def test_plans_differ_and_the_one_without_a_trial_is_first(case: Case) -> None:
     assert 2 <= len(found) <= 5
     assert len({candidate.plan.layers for candidate in found}) == len(found)
     (alone,) = candidates(case.losses, 1, case.to_plan)
-    assert alone.plan == case.to_plan(case.losses.candidates(1)[0])
+    assert alone.plan == case.to_plan(case.losses.to_try(1)[0])
     for candidate in found:
         assert candidate.plan == case.to_plan(candidate.distortions)
 
@@ -60,7 +60,7 @@ def test_none_promises_to_cost_far_more_nats(case: Case) -> None:
     # Errors that say the opposite of nats: plans by them are the worst there are.
     errors = {key: 1e-9 / loss.clamp_min(1e-9) for key, loss in case.losses.nats.items()}
     losses = Losses(errors, case.losses.nats)
-    every = [case.to_plan(way) for way in losses.candidates(15)]
+    every = [case.to_plan(way) for way in losses.to_try(15)]
     promised = [_promised(losses, plan) for plan in every]
     assert max(promised) > 1.25 * min(promised)
     for candidate in candidates(losses, 15, case.to_plan):

@@ -93,14 +93,14 @@ def test_blends_go_from_errors_to_nats(residual: nn.Module) -> None:
         torch.testing.assert_close(losses.blend(0.0)[key], losses.errors[key])
         torch.testing.assert_close(losses.blend(1.0)[key], losses.nats[key])
         torch.testing.assert_close(losses.blend(0.5)[key], losses.distortions(Sensitivity.MIXED)[key])
-    for weight, candidate in zip(BLENDS, losses.candidates(3), strict=True):
+    for weight, candidate in zip(BLENDS, losses.to_try(3), strict=True):
         assert all(torch.equal(candidate[key], losses.blend(weight)[key]) for key in losses.errors)
 
 
 def test_further_candidates_scale_each_layer_alike_in_all_its_forms(residual: nn.Module) -> None:
     layers = survey(residual, _images()[:1])
     losses = foretell(residual, layers, calibrate(residual, layers, _images()))
-    found, again, other = losses.candidates(5), losses.candidates(5), losses.candidates(4, seed=1)
+    found, again, other = losses.to_try(5), losses.to_try(5), losses.to_try(4, seed=1)
     assert len(found) == 5
     assert all(torch.equal(found[4][key], again[4][key]) for key in losses.errors)
     assert any(not torch.equal(found[3][key], other[3][key]) for key in losses.errors)
