@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import statistics
 import time
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 from dprp.converter import keep_freed_memory
 from dprp.converter.lowrank.decomposition import decompose
 from dprp.converter.lowrank.forms import Form, factor_shapes, full_rank, matricise
-from dprp.converter.lowrank.layers import LowRank, low_rank
+from dprp.converter.lowrank.layers import LowRank, convolve, low_rank
 from dprp.converter.lowrank.shapes import LayerShape, Map, shape_of
 
 _CASES = ((16, 32, 128), (32, 16, 128), (64, 8, 128), (64, 56, 8), (128, 28, 8), (256, 14, 8))
@@ -54,22 +55,30 @@ def _rank(shape: LayerShape, form: Form, part: float) -> int:
     return min(max(step, round(part * shape.macs / per_rank / step) * step), full_rank(shape, form))
 
 
+def _in_one(layer: LowRank, x: Tensor) -> Tensor:
+    return convolve(x, layer.weight, None, layer.shape)
+
+
+def _in_two(layer: LowRank, x: Tensor) -> Tensor:
+    inner, outer = layer.kernels()
+    return convolve(convolve(x, inner, None, layer.steps.first), outer, None, layer.steps.second)
+
+
 def _ratio(layer: LowRank, x: Tensor) -> float:
     """Of the medians, taken in turns."""
-    times: dict[float, list[float]] = {float("inf"): [], 0.0: []}
+    times: dict[Callable[[LowRank, Tensor], Tensor], list[float]] = {_in_two: [], _in_one: []}
     x.requires_grad_()
     gradient = torch.randn(x.shape).contiguous(memory_format=torch.channels_last)
     repeats = min(30, max(3, int(4e8 / (layer.shape.macs * len(x)))))
     for _ in range(_ROUNDS):
-        for most in times:
-            layer._latest = layer.steps._replace(most_samples=most)
+        for way, found in times.items():
             for step in range(repeats + 1):
                 if step == 1:  # the first warms up
                     began = time.perf_counter()
-                layer(x).backward(gradient)
+                way(layer, x).backward(gradient)
                 x.grad = None
                 layer.zero_grad()
-            times[most].append(time.perf_counter() - began)
+            found.append(time.perf_counter() - began)
     two, one = (statistics.median(found) for found in times.values())
     return two / one
 
