@@ -19,7 +19,7 @@ from .batch_axis import batch_axes
 from .inputs import Example, Inputs, Samples, as_samples, joined
 from .layout import laid_out
 from .memory import images_in_memory, images_in_step
-from .norm_pairs import norm_pairs
+from .norm_pairs import norm_pairs, takes_up_means
 from .opening import opened
 from .output_metrics import OutputMetrics, output_metrics
 from .probe import evaluating, layer_input
@@ -102,7 +102,7 @@ def calibrate(
             raise ModelError(f"{layer.name}: its weight holds values that are not finite; repair the checkpoint")
     modules = dict(model.named_modules())
     axes = batch_axes(model, wanted, sample)
-    centred = takes_up_means(model, wanted, sample)
+    centred = takes_up_means(model, wanted, {pair.layer for pair in norm_pairs(model, [sample[:2]])})
     felt_by = sample[: _images_to_feel(layers.macs)]
     metrics = output_metrics(
         model, {name: layer.shape for name, layer in wanted.items() if layer.shape}, felt_by, axes
@@ -139,12 +139,6 @@ def calibrate(
         if not any((layer.name, form) in energies for form in Form):
             energies.update(_weight_energies(layer))
     return Calibration(sample, energies, metrics)
-
-
-def takes_up_means(model: nn.Module, names: Iterable[str], images: Samples) -> set[str]:
-    """Which of these layers can lose the mean of their output without loss: those with a bias, or a norm behind."""
-    behind = {pair.layer for pair in norm_pairs(model, [images[:2]])}
-    return {name for name in names if name in behind or model.get_submodule(name).bias is not None}
 
 
 def _images_to_feel(macs: int) -> int:

@@ -23,7 +23,7 @@ from .answer_changes import answer_changes
 from .calibration import RIDGE, Energies
 from .inputs import Samples, joined
 from .memory import bytes_kept, images_in_memory
-from .norm_pairs import norm_scales
+from .norm_pairs import norm_scales, takes_up_means
 from .output_metrics import OutputMetrics
 from .probe import evaluating, layer_input
 from .running import named, run
@@ -73,15 +73,15 @@ def curves(
     judged = images if few else images[::3]
     fitted = images if few else joined([images[1::3], images[2::3]])
     scales = norm_scales(model, [images[:2]])
+    centred = takes_up_means(model, [layer.name for layer in layers], scales)
     moments = _moments(model, layers, fitted)
     tries: dict[str, list[tuple[Form, int]]] = {}
     changes: dict[str, list[Tensor]] = {}
     for layer in layers:
         shape, weight = shape_of_free(layer), layer.weight
-        centred = layer.name in scales or model.get_submodule(layer.name).bias is not None
         assert weight is not None
         seen = {form: moments.pop((layer.name, form)) for form in tried_forms(layer) if (layer.name, form) in moments}
-        windows = {form: (m.centred() if centred else m).ridged(RIDGE) for form, m in seen.items()}
+        windows = {form: (m.centred() if layer.name in centred else m).ridged(RIDGE) for form, m in seen.items()}
         whole, fills = windows.get(Form.CHANNEL), _fills(shape, len(fitted))
         target = None if whole is None or len(windows) == 1 else Target.of_layer(weight, shape, whole)
         for form, window in windows.items():

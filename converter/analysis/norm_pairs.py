@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import NamedTuple
 
 from torch import Tensor, nn
@@ -57,6 +57,17 @@ def norm_scales(model: nn.Module, inputs: Sequence[Samples]) -> dict[str, Tensor
     """
     norms = {pair.layer: model.get_submodule(pair.norm) for pair in norm_pairs(model, inputs)}
     return {layer: _scale(norm) for layer, norm in norms.items() if isinstance(norm, BatchNorm)}
+
+
+def takes_up_means(model: nn.Module, names: Iterable[str], behind: Collection[str]) -> set[str]:
+    """Which of these layers can lose the mean of their output without loss: those with a bias, or a norm behind.
+
+    Args:
+        model: the network.
+        names: of its layers.
+        behind: names of layers that a norm follows.
+    """
+    return {name for name in names if name in behind or model.get_submodule(name).bias is not None}
 
 
 def _scale(norm: BatchNorm) -> Tensor:
