@@ -23,6 +23,7 @@ from ..storage.checkpoint import save_compressed
 from ..storage.source import Source
 from .exporting import export_network
 from .folder import COMPRESSED, COMPRESSED_ONNX, DENSE_ONNX, PLAN, SUMMARY, check_folder, made_whole
+from .gain import Gain
 from .int8 import in_8_bits
 from .measure import measured_in
 from .network import Network
@@ -44,6 +45,7 @@ class Outcome:
         plan: ranks where they ended up, and why the other layers stayed dense.
         dense, compressed: top-1 on the test batches; None without these.
         verdict: how often the answers are the dense network's, on images that nothing was fitted on; None without.
+        gain: what training was worth; None without training or test batches, or where ranks fell on the way.
     """
 
     budget: str
@@ -52,11 +54,14 @@ class Outcome:
     dense: Accuracy | None
     compressed: Accuracy | None
     verdict: Verdict | None
+    gain: Gain | None = None
 
     def __str__(self) -> str:
         lines = [str(self.plan)]
         if self.dense is not None and self.compressed is not None:
             lines.append(f"dense {self.dense}; compressed {self.compressed}")
+        if self.gain is not None:
+            lines.append(str(self.gain))
         if self.verdict is not None:
             lines.append(str(self.verdict))
         return "\n".join(lines)
@@ -69,6 +74,7 @@ class Outcome:
             **costs(self.plan),
             "top1": {
                 "dense": None if self.dense is None else self.dense.top1,
+                "before_training": None if self.gain is None else self.gain.before,
                 "compressed": None if self.compressed is None else self.compressed.top1,
                 "images": None if self.compressed is None else self.compressed.images,
             },

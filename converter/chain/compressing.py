@@ -18,9 +18,11 @@ from ..planning.policies import MacBudget, ParamBudget, Policy
 from ..training.config import FinetuneConfig
 from ..training.factor_moments import input_moments
 from ..training.loop import finetune
+from ..training.record import Step
 from ..training.run_folder import RunFolder
 from .conversion import Conversion, ConversionConfig, factorise
 from .data import CalibrationBatches
+from .gain import Gain, gain_of
 from .network import Network
 from .verdict import Verdict
 
@@ -80,12 +82,14 @@ class Compression:
         plan: its ranks, and why the other layers stayed dense.
         conversion: what training started from.
         verdict: how often it answers as the dense network does, on images that nothing was fitted on; None without.
+        gain: what training was worth; None without.
     """
 
     model: nn.Module
     plan: Plan
     conversion: Conversion
     verdict: Verdict | None
+    gain: Gain | None
 
 
 def plan_and_convert(
@@ -150,9 +154,10 @@ def train_and_judge(
     Raises:
         ConverterError: one sentence.
     """
-    model, verdict = made.model, made.verdict
+    model, verdict, gain = made.model, made.verdict, None
     if config.epochs > 0:
         assert train is not None
+        scored: list[Step] = []
         model = finetune(
             model,
             train,
@@ -160,15 +165,17 @@ def train_and_judge(
             evaluate_on=test,
             teacher=network.model,
             folder=folder,
+            on_step=lambda step: None if step.score is None else scored.append(step),
             moments=None if made.calibration is None else input_moments(model, made.calibration.images),
             progress=progress,
         )
+        gain = gain_of(scored)
         verdict = None  # training has seen the calibration images that were held out
     model = model.eval()
     if verdict is None and judges is not None:
         verdict = Verdict(agreement(model.to(config.device), network.model.to(config.device), judges()))
     network.model.cpu()
-    return Compression(model.cpu(), plan_of(model), made, verdict)
+    return Compression(model.cpu(), plan_of(model), made, verdict, gain)
 
 
 def _to_prune(target: Policy, config: CompressConfig) -> MacBudget | ParamBudget | None:

@@ -107,7 +107,7 @@ def compress(
         converted, network, target, config, train=train, test=test, judges=judges, folder=folder, progress=progress
     )
     before, after = (_score(one, test, config) for one in (network.model, made.model))
-    found = Outcome(made.plan.budget, epochs, made.plan, before, after, made.verdict)
+    found = Outcome(made.plan.budget, epochs, made.plan, before, after, made.verdict, made.gain)
     return Compressed(made.model, made.plan, found, sample[:_EXAMPLES].clone(), network.model)
 
 

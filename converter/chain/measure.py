@@ -11,6 +11,7 @@ from ..lowrank.costs import Unit
 from ..planning.plan import Plan
 from .data import Loader
 from .folder import COMPRESSED_INT8, COMPRESSED_ONNX, DENSE_INT8, DENSE_ONNX
+from .gain import Gain
 from .side_by_side import SideBySide, measured
 from .summary import Figures, Summary, remarks
 from .versions import versions
@@ -29,6 +30,7 @@ def summarise(
     threads: int,
     folder: Path,
     made_by: str,
+    gain: Gain | None = None,
     said: tuple[str, ...] = (),
 ) -> Summary:
     """Scores and times all files.
@@ -43,6 +45,7 @@ def summarise(
         threads: of ONNX Runtime.
         folder: where the files will be.
         made_by: the verb.
+        gain: what training was worth; None without.
         said: further notes.
 
     Raises:
@@ -79,11 +82,13 @@ def summarise(
             *remarks(dense, compressed, files.timed.files[1].speedup),
             *new_operators(work / DENSE_ONNX, work / COMPRESSED_ONNX),
             *files.notes,
+            *([] if gain is None else [str(gain)]),
             *said,
         ),
         versions=versions(),
         folder=folder,
         made_by=made_by,
+        gain=gain,
     )
 
 

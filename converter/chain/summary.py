@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .gain import Gain
 from .side_by_side import SideBySide
 
 if TYPE_CHECKING:
@@ -53,6 +54,7 @@ class Summary:
         versions: of what the result depends on.
         folder: where the files are.
         made_by: the verb.
+        gain: what training was worth; None without, or where ranks fell on the way.
         result_id: 32 random hexadecimal digits, by which a result folder is known as dprp's.
     """
 
@@ -68,6 +70,7 @@ class Summary:
     versions: dict[str, str]
     folder: Path
     made_by: str = "compress"
+    gain: Gain | None = None
     result_id: str = field(default_factory=lambda: secrets.token_hex(16))
 
     def to_dict(self) -> dict[str, Any]:
@@ -80,6 +83,7 @@ class Summary:
             "seed": self.seed,
             "dense": asdict(self.dense),
             "compressed": asdict(self.compressed),
+            "top1_before_training": None if self.gain is None else self.gain.before,
             "speedup": timed[1].speedup,
             "images": self.files.images,
             "max_rel_error": self.max_rel_error,

@@ -101,6 +101,7 @@ def compress(asked: CompressOptions, *, made_by: str = "compress", recipe: str |
             threads=asked.threads,
             folder=output,
             made_by=made_by,
+            gain=made.gain,
             said=_remarks(made, config.epochs),
         )
         texts = {

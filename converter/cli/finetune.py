@@ -12,6 +12,7 @@ from ...models import load_weights
 from ..analysis.accuracy import Accuracy
 from ..chain.data import Batches, data_file, open_data
 from ..chain.device import pick_device
+from ..chain.gain import Gain, gain_of
 from ..chain.network import build_plain, open_network
 from ..chain.targets import check_compressed_target
 from ..chain.totals import costs, ranks
@@ -36,6 +37,7 @@ class Finetuned:
     Attributes:
         before, after: the plans.
         accuracy: on the test images.
+        gain: what training was worth; None where ranks fell on the way.
         epochs: loss, top-1 and part of the MACs after each.
         output: the compressed checkpoint.
     """
@@ -43,17 +45,20 @@ class Finetuned:
     before: Plan
     after: Plan
     accuracy: Accuracy
+    gain: Gain | None
     epochs: tuple[Step, ...]
     output: Path
 
     def __str__(self) -> str:
-        return f"{self.after}\n{self.accuracy}\nwrote {self.output}"
+        gained = [] if self.gain is None else [str(self.gain)]
+        return "\n".join([str(self.after), str(self.accuracy), *gained, f"wrote {self.output}"])
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
         return {
             "output": str(self.output),
             "top1": self.accuracy.top1,
+            "top1_before": None if self.gain is None else self.gain.before,
             "images": self.accuracy.images,
             **costs(self.after),
             "layers": ranks(self.after),
@@ -131,7 +136,7 @@ def finetune(asked: FinetuneOptions) -> Finetuned:
         folder.finish()
     # The last epoch ends with an evaluation of what was saved.
     accuracy = Accuracy(steps[-1].score or 0.0, len(images.test(network.preprocess)))  # type: ignore[arg-type]
-    return Finetuned(plan_of(network.model), plan_of(tuned), accuracy, tuple(steps), target)
+    return Finetuned(plan_of(network.model), plan_of(tuned), accuracy, gain_of(steps), tuple(steps), target)
 
 
 def _teacher(source: Source, checkpoint: Path | str) -> nn.Module:

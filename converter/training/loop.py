@@ -20,6 +20,7 @@ from .progress import FinetuneBar
 from .record import Step
 from .run import Run
 from .run_folder import TRACKED, RunFolder
+from .scores import Scores
 from .together import Together
 from .trackers import tracked
 
@@ -45,7 +46,7 @@ def finetune(
         train: pairs of inputs and targets, with a length; usually a DataLoader. For a classifier, images (N, C, H, W)
             and labels (N,).
         config: how.
-        evaluate_on: pairs for the metric after each epoch.
+        evaluate_on: pairs for the metric, after each epoch and, where ranks stay, before the first.
         teacher: the dense network, for distillation and matching.
         moments: second moments of the layers' inputs; cuts then lose the least of the outputs.
         loss: of outputs and targets, () floating point; cross-entropy of the first output by default.
@@ -73,7 +74,8 @@ def finetune(
         together = Together(accelerator)
         if folder is not None and folder.resumes:
             moments = folder.moments()
-        run = Run(model, train, config, accelerator, together, teacher, moments, loss, folder)
+        scores = Scores(evaluate_on, metric, together)
+        run = Run(model, train, config, accelerator, together, teacher, moments, loss, scores, folder)
         if folder is not None and together.first:
             about = {**config.told(), "processes": together.count, "data": fingerprint(train)}
             kept = moments if config.budget is not None else None  # nothing else weighs errors
@@ -83,7 +85,7 @@ def finetune(
         shown = FinetuneBar(config.epochs, metric.name, enabled=progress and accelerator.is_main_process)
         bar = stack.enter_context(shown)
         run.begin(resume=together.sent(folder is not None and folder.resumes))
-        for step in run.steps(evaluate_on, metric, stop):
+        for step in run.steps(stop):
             bar.show(step)
             if on_step is not None:
                 on_step(step)

@@ -33,6 +33,7 @@ class Step:
         macs, params: parts of the dense network's cost now.
         score: of the metric on the evaluation data, after an epoch's last step; top-1 in percent by default.
         best: the highest score so far, where there is one.
+        start: the score before the first step, beside each later one, where training keeps the ranks.
         cut: the ranks that this step's cut changed.
         skipped: its loss or gradient was not finite, and the weights stayed.
     """
@@ -50,6 +51,7 @@ class Step:
     params: float
     score: float | None = None
     best: float | None = None
+    start: float | None = None
     cut: Cut | None = None
     skipped: bool = False
 

@@ -15,7 +15,6 @@ from torch import nn
 
 from ..analysis.accuracy import Batches
 from ..analysis.calibration import Moments
-from ..analysis.probe import evaluating
 from ..analysis.running import copied, finite
 from ..conversion.attached import plan_of, relabel
 from ..errors import ConverterWarning, TrainingError
@@ -26,7 +25,6 @@ from .config import FinetuneConfig
 from .cuts import Cuts, told
 from .interrupts import Interrupts
 from .keeping import InMemory, Keeper
-from .metric import Metric
 from .mover import Mover, norms_of
 from .objective import Loss, Losses, Objective
 from .optimizers import optimizer_for, rate_at
@@ -34,6 +32,7 @@ from .pruner import RankPruner
 from .random_numbers import put_random_state, random_state
 from .record import Cut, Step
 from .run_folder import FORMAT
+from .scores import Scores
 from .state import network_state, put_network_state
 from .together import Together
 from .trackers import track
@@ -56,6 +55,7 @@ class Run:
         teacher: nn.Module | None,
         moments: Moments | None,
         loss: Loss | None,
+        scores: Scores,
         keeper: Keeper | None,
     ) -> None:
         if not isinstance(train, Sized) or len(train) == 0:
@@ -97,7 +97,7 @@ class Run:
         self._keeper: Keeper = keeper or InMemory()
         self._epoch, self._made, self._step, self._saved = 1, 0, 0, 0
         self._bad, self._halvings = 0, 0
-        self._best: float | None = None
+        self._scores = scores
 
     def begin(self, *, resume: bool) -> None:
         """Starts from the beginning, or from what was kept."""
@@ -109,9 +109,11 @@ class Run:
             return
         if together.count > 1:
             put_network_state(self._student, self._plain, together.sent(network_state(self._student, self._plain)))
+        if not self._config.prunes:  # which starts at other ranks than it ends at
+            self._scores.begin(self._student, self._average)
         self._save()
 
-    def steps(self, evaluate_on: Batches | None, metric: Metric, stop: Interrupts) -> Iterator[Step]:
+    def steps(self, stop: Interrupts) -> Iterator[Step]:
         """Makes all steps of all epochs.
 
         Raises:
@@ -137,12 +139,7 @@ class Run:
                     _warn(f"the loss or its gradient was not finite at step {self._step}; the step was left out")
                 self._epoch, self._made = (epoch + 1, 0) if last else (epoch, self._made + 1)
                 cut = self._cut(group[-1]) if moved or self._over else None
-                score = None
-                if last and evaluate_on is not None:
-                    with self._average.applied(), evaluating(self._student), torch.no_grad():
-                        self._together.same_buffers(self._student)
-                        score = self._together.score(self._student, evaluate_on, metric)
-                    self._best = score if self._best is None else max(score, self._best)
+                score = self._scores.take(self._student, self._average) if last else None
                 step = self._told(epoch, losses, rate, score, cut, skipped=not moved)
                 if self._together.first:
                     self._keeper.tell(step)
@@ -253,7 +250,7 @@ class Run:
                 "made": self._made,
                 "total": self._total,
                 "halvings": self._halvings,
-                "best": self._best,
+                **self._scores.state(),
                 "network": network_state(self._student, self._plain),
                 "scaler": None if scaler is None else scaler.state_dict(),
                 "average": self._average.state(),
@@ -271,7 +268,7 @@ class Run:
         self._total, self._halvings, self._bad, self._saved = state["total"], state["halvings"], 0, state["step"]
         if self._accelerator.scaler is not None:
             self._accelerator.scaler.load_state_dict(state["scaler"])
-        self._best = state["best"]
+        self._scores.restore(state)
         self._cuts.restore(state["cuts"])
         self._objective.sizes = state["sizes"]
         self._average.restore(state["average"])
@@ -299,7 +296,8 @@ class Run:
             macs=self._whole[Unit.MACS],
             params=self._whole[Unit.PARAMS],
             score=score,
-            best=None if score is None else self._best,
+            best=None if score is None else self._scores.best,
+            start=None if score is None else self._scores.start,
             cut=cut,
             skipped=skipped,
         )

@@ -104,6 +104,7 @@ def test_finetune_lands_on_its_budget(dprp: Any, small: Path, tmp_path: Path) ->
     again = dprp("evaluate", output, "--data", "digits", "--json").json()
     assert again == {"top1": told["top1"], "images": 500}
     assert dprp("survey", output, "--json").json()["macs"] == told["macs"]["compressed"]
+    assert told["top1_before"] is None  # of other ranks
 
 
 def test_finetune_without_a_budget_keeps_the_ranks(small: Path, tmp_path: Path) -> None:

@@ -68,6 +68,19 @@ def test_compress_says_it_in_its_notes(dprp: Any, tmp_path: Path) -> None:
         assert ("polishing" in note) is (epochs == 0 and steps > 0)
         before = [note for note in run.json()["notes"] if note.startswith("before training: polish")]
         assert len(before) == (epochs > 0 and steps > 0)
+        gained = [note for note in run.json()["notes"] if " % top-1 before training, " in note]
+        assert len(gained) == epochs
+        assert (run.json()["top1_before_training"] is None) is (epochs == 0)
+
+
+def test_finetune_says_what_it_was_worth(dprp: Any, tmp_path: Path) -> None:
+    small, tuned = tmp_path / "small.safetensors", tmp_path / "tuned.safetensors"
+    dprp("convert", "digits_cnn", "--checkpoint", DIGITS_WEIGHTS, "--budget", "macs=0.3", "-o", small)
+    before = dprp("evaluate", small, "--data", "digits", "--json").json()["top1"]
+    how = ("finetune", small, "--data", "digits", "--epochs", 1, "-o", tuned, "--force")
+    assert dprp(*how, "--json").json()["top1_before"] == before
+    told = dprp(*how, "--lr", 1.0, "--optimizer", "sgd").out
+    assert re.search(rf"{before:.2f} % top-1 before training, [\d.]+ % after it: it was no help here; keep", told)
 
 
 def test_polishing_says_what_it_added(dprp: Any, tmp_path: Path) -> None:
