@@ -169,7 +169,7 @@ def train_and_judge(
             moments=None if made.calibration is None else input_moments(model, made.calibration.images),
             progress=progress,
         )
-        gain = gain_of(scored)
+        gain = gain_of([*(() if folder is None else folder.history()), *scored])
         verdict = None  # training has seen the calibration images that were held out
     model = model.eval()
     if verdict is None and judges is not None:
