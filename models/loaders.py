@@ -18,7 +18,7 @@ def loader(
     limit: int | None = None,
     seed: int = 0,
     workers: int = 0,
-    mix: Mix | None = None,
+    mix: Mix = Mix.NONE,
     classes: int = 0,
 ) -> DataLoader[tuple[Tensor, int]]:
     """Batches of (float32 images (n, channels, height, width), int64 labels (n,)).
@@ -50,7 +50,7 @@ def loader(
         batch_size=batch_size,
         shuffle=shuffle,
         num_workers=workers,
-        collate_fn=collate if mix is None else MixedBatches(mix, classes, collate),
+        collate_fn=collate if mix is Mix.NONE else MixedBatches(mix, classes, collate),
         # Its own generator even without shuffling: otherwise each pass would draw from the global one.
         generator=torch.Generator().manual_seed(seed),
     )

@@ -12,6 +12,7 @@ from torchvision.transforms import v2
 class Mix(str, Enum):
     """How two images become one: all of both (Zhang et al. 2018), or a part of one in the other (Yun et al. 2019)."""
 
+    NONE = "none"
     MIXUP = "mixup"
     CUTMIX = "cutmix"
 
@@ -21,7 +22,7 @@ class MixedBatches:
     """A collate function.
 
     Args:
-        mix: how.
+        mix: how; not NONE.
         classes: of the labels.
         collate: makes (images, labels) of what a data set gives.
     """

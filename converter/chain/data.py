@@ -40,12 +40,12 @@ class Batches:
     seed: int = 0
     workers: int = 0
 
-    def train(self, augment: str | None = None, mix: str | None = None, classes: int = 0) -> Loader:
+    def train(self, augment: str | None = None, mix: str = Mix.NONE.value, classes: int = 0) -> Loader:
         """Shuffled and augmented.
 
         Args:
             augment: None for what suits the data.
-            mix: mix images in pairs; None for no.
+            mix: mix images in pairs, or none.
             classes: outputs of the network, where they are mixed.
 
         Raises:
@@ -62,7 +62,7 @@ class Batches:
             shuffle=True,
             seed=self.seed,
             workers=self.workers,
-            mix=None if mix is None else Mix(mix),
+            mix=Mix(mix),
             classes=classes,
         )
 

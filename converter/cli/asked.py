@@ -85,6 +85,18 @@ def asked_compression(asked: CompressOptions) -> CompressConfig:
     )
 
 
+def asked_mix(asked: CompressOptions | FinetuneOptions, *, taught: bool) -> str:
+    """How training images are mixed; in pairs where nothing but the teacher says what is right there.
+
+    Args:
+        asked: the options.
+        taught: whether there is a teacher.
+    """
+    if asked.mix is not None:
+        return asked.mix
+    return "cutmix" if taught and asked.distill == 1 and asked.augment != "none" else "none"
+
+
 def _planning(asked: CompressOptions | ConvertOptions | PlanOptions) -> dict[str, Any]:
     return {
         "forms": forms_from(asked.forms),

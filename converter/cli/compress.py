@@ -22,7 +22,7 @@ from ..chain.targets import write_plan
 from ..errors import OptionError
 from ..planning.policies import parse_budget
 from ..storage.checkpoint import save_compressed
-from .asked import asked_compression, asked_network, asked_run, told_how_to_go_on, with_labels
+from .asked import asked_compression, asked_mix, asked_network, asked_run, told_how_to_go_on, with_labels
 from .console import note, silent
 from .recipes import written
 from .verbs import CompressOptions
@@ -55,7 +55,7 @@ def compress(asked: CompressOptions, *, made_by: str = "compress", recipe: str |
     images = open_data(asked.data, classes, download=asked.download)
     network = with_labels(network, asked, images)
     batches = Batches(images, network.preprocess, asked.batch_size, asked.seed, asked.workers)
-    train, test = batches.train(asked.augment, asked.mix, classes), batches.test()
+    train, test = batches.train(asked.augment, asked_mix(asked, taught=True), classes), batches.test()
     calibrate_on = batches.calibration(config.images) if config.images else None
     say = silent if asked.quiet else note
     converted = plan_and_convert(

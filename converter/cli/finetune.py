@@ -25,7 +25,7 @@ from ..storage.source import Source
 from ..training.config import FinetuneConfig, OptimizerKind, RankPenalty
 from ..training.loop import finetune as train_low_rank
 from ..training.record import Step
-from .asked import asked_run, told_how_to_go_on
+from .asked import asked_mix, asked_run, told_how_to_go_on
 from .console import is_first, note
 from .verbs import FinetuneOptions
 
@@ -108,7 +108,8 @@ def finetune(asked: FinetuneOptions) -> Finetuned:
     classes = network.classes()
     images = open_data(data, classes, download=asked.download)
     batches = Batches(images, network.preprocess, asked.batch_size, asked.seed, asked.workers)
-    train, test = batches.train(asked.augment, asked.mix, classes), batches.test()
+    mix = asked_mix(asked, taught=teacher is not None)
+    train, test = batches.train(asked.augment, mix, classes), batches.test()
     if not asked.quiet:
         note(f"fine-tuning {file} on {data} for {asked.epochs} epochs")
     steps: list[Step] = []

@@ -77,7 +77,8 @@ class FinetuneConfig:
         rank_multiple: ranks are cut to multiples of this; None for 8, and 16 in layers of 64 channels or more.
         clip: largest gradient norm; 0 for none.
         average: part of the old average of weights that a step leaves, 0 <= average < 1; 0 for no average.
-        train_norms: whether BatchNorms learn their statistics anew; frozen ones never do.
+        train_norms: whether BatchNorms learn their statistics anew; frozen ones never do. None: unless labels have no
+            part, there being a teacher and `distill` 1.
         mixed_precision: "no", "bf16" or "fp16".
         channels_last: memory layout of a network of images; much faster on CPUs and on tensor cores.
         seed: of the random numbers.
@@ -108,7 +109,7 @@ class FinetuneConfig:
     rank_multiple: int | None = None
     clip: float = 5.0
     average: float = 0.0
-    train_norms: bool = True
+    train_norms: bool | None = None
     mixed_precision: str = "no"
     channels_last: bool = True
     seed: int = 0

@@ -31,6 +31,7 @@ class Mover:
         together: the processes of the run.
         cuts: what shrinks directions on the way to them.
         average: of the weights.
+        norms: whether BatchNorms learn their statistics.
     """
 
     def __init__(
@@ -43,6 +44,8 @@ class Mover:
         together: Together,
         cuts: Cuts,
         average: Average,
+        *,
+        norms: bool,
     ) -> None:
         self._student = student
         self._objective = objective
@@ -53,6 +56,7 @@ class Mover:
         self._together = together
         self._cuts = cuts
         self._average = average
+        self._norms = norms
 
     def move(self, group: Sequence[Batch], step: int, rate: float) -> tuple[Losses, bool]:
         """Makes one step, or none where the losses or their gradients are not finite.
@@ -67,12 +71,12 @@ class Mover:
         """
         accelerator = self._accelerator
         set_rate(self._plain, rate)
-        _in_training(self._student, norms=self._config.train_norms)
+        _in_training(self._student, norms=self._norms)
         several: list[Losses] = []
         sound = torch.ones((), dtype=torch.bool, device=accelerator.device)
         for inputs, targets in group:
             if self._objective.begin(inputs, self._together):
-                _in_training(self._student, norms=self._config.train_norms)
+                _in_training(self._student, norms=self._norms)
             with accelerator.autocast():
                 task, inside = self._objective.data_loss(inputs, targets)
             losses = self._objective.penalised(task, inside, self._cuts)

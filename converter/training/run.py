@@ -91,8 +91,9 @@ class Run:
         self._layers = pruner.layers
         self._objective = Objective(self._student, teacher, config, loss, self._layers)
         self._mover = Mover(
-            self._student, self._objective, config, plain, accelerator, together, self._cuts, self._average
-        )
+            self._student, self._objective, config, plain, accelerator, together, self._cuts, self._average,
+            norms=_trains_norms(config, teacher),
+        )  # fmt: skip
         self._count()
         self._keeper: Keeper = keeper or InMemory()
         self._epoch, self._made, self._step, self._saved = 1, 0, 0, 0
@@ -301,6 +302,12 @@ class Run:
             cut=cut,
             skipped=skipped,
         )
+
+
+def _trains_norms(config: FinetuneConfig, teacher: nn.Module | None) -> bool:
+    if config.train_norms is not None:
+        return config.train_norms
+    return teacher is None or config.distill < 1
 
 
 def _warn(message: str) -> None:

@@ -12,8 +12,10 @@ from typing import Any, get_args
 import pytest
 
 from dprp.converter import FinetuneConfig, OptimizerKind, OptionError, RankPenalty, Sensitivity
+from dprp.converter.chain.compressing import CompressConfig
 from dprp.converter.chain.conversion import BASE_FORMS, ConversionConfig
 from dprp.converter.cli import verbs
+from dprp.converter.cli.asked import asked_mix
 from dprp.converter.cli.fields import option_fields
 from dprp.converter.cli.options import data, integers, ranks, training
 from dprp.converter.cli.recipes import written
@@ -86,10 +88,32 @@ def test_defaults_are_the_converters() -> None:
     assert ours["rank_penalty"] == str(theirs["rank_penalty"])
     assert ours["optimizer"] == str(theirs["optimizer"])
     assert ours["mixed_precision"] == theirs["mixed_precision"]
+    chain, config = (
+        {field.name: field.default for field in fields(one)} for one in (verbs.CompressOptions, CompressConfig)
+    )
+    names = ("learning_rate", "distill", "matching", "headroom", "mixed_precision", "polish")
+    assert {name: chain[name] for name in names} == {name: config[name] for name in names}
     planning = {field.name: field.default for field in fields(verbs.PlanOptions)}
     assert planning["calibration_images"] == ConversionConfig.images
     assert planning["rank_multiple"] == ConversionConfig.rank_multiple
     assert planning["sensitivity"] == ConversionConfig.sensitivity.value
+
+
+@pytest.mark.parametrize(
+    ("more", "taught", "mix"),
+    [
+        ({}, True, "none"),
+        ({"distill": 1.0}, True, "cutmix"),
+        ({"distill": 1.0, "augment": "none"}, True, "none"),
+        ({"distill": 1.0, "augment": "none", "mix": "mixup"}, True, "mixup"),
+        ({"distill": 1.0, "mix": "none"}, True, "none"),
+        ({"distill": 1.0}, False, "none"),
+        ({"mix": "cutmix"}, False, "cutmix"),
+    ],
+)
+def test_images_are_mixed_where_labels_have_no_part(more: dict[str, Any], taught: bool, mix: str) -> None:
+    asked = verbs.CompressOptions(model="m", data="digits", budget="macs=0.5", epochs=1, output=Path("o"), **more)
+    assert asked_mix(asked, taught=taught) == mix
 
 
 def test_what_python_asks_for_is_a_recipe_that_asks_for_the_same(dprp: Dprp, tmp_path: Path) -> None:

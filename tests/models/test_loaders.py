@@ -112,7 +112,7 @@ def test_accelerate_prepares_it(
         assert torch.equal(labels, labels_too)
 
 
-@pytest.mark.parametrize("mix", list(Mix))
+@pytest.mark.parametrize("mix", [Mix.MIXUP, Mix.CUTMIX])
 def test_mixed_images_have_mixed_labels(dataset: ArrayDataset, mix: Mix) -> None:
     """Image number i is all i: the mean of a mixed one is that of its labels."""
     torch.manual_seed(0)

@@ -10,7 +10,7 @@ from typer import Option
 from .base import Options
 
 Augmentation = Literal["none", "crop", "crop-flip", "rand"]
-Mixing = Literal["mixup", "cutmix"]
+Mixing = Literal["none", "mixup", "cutmix"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +49,7 @@ class TrainingDataOptions(DataOptions):
     """
 
     augment: Augmentation | None = None
-    mix: Mixing | None = None
+    mix: Annotated[Mixing | None, Option(show_default="cutmix, where labels have no part")] = None
 
 
 @dataclass(frozen=True, kw_only=True)

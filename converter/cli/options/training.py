@@ -29,12 +29,12 @@ class PolishOptions(Options):
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingOptions(Options):
-    """Training with labels.
+    """Training.
 
     Attributes:
         epochs: Passes over the training images.
         learning_rate: Peak learning rate.
-        distill: Weight of the dense teacher's outputs in the loss, 0..1.
+        distill: Weight of the dense teacher's outputs in the loss, 0..1; at 1 labels have no part.
         matching: Weight of the distance from the dense teacher at each low-rank layer.
         mixed_precision: Numbers to train in.
     """

@@ -155,6 +155,27 @@ def test_norms_keep_their_statistics_where_they_shall(residual: nn.Module) -> No
         assert torch.equal(dict(new.named_buffers())[name], value), name
 
 
+@pytest.mark.parametrize(
+    ("taught", "distill", "wanted", "learn"),
+    [
+        (True, 1.0, None, False),
+        (True, 0.7, None, True),
+        (False, 1.0, None, True),
+        (True, 1.0, True, True),
+        (True, 0.7, False, False),
+    ],
+)
+def test_norms_learn_where_labels_have_a_part(
+    residual: nn.Module, taught: bool, distill: float, wanted: bool | None, learn: bool
+) -> None:
+    start, config = wide(residual), quick(epochs=1, distill=distill, train_norms=wanted)
+    new = finetune(start, blobs(), config, teacher=residual if taught else None, progress=False)
+    before, after = (
+        torch.cat([one for name, one in model.named_buffers() if "running" in name]) for model in (start, new)
+    )
+    assert torch.equal(before, after) is not learn
+
+
 def test_a_batch_that_is_not_finite_is_left_out(residual: nn.Module) -> None:
     batches = blobs()
     broken = (torch.full_like(batches[0][0], torch.nan), batches[0][1])
