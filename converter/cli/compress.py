@@ -74,7 +74,7 @@ def compress(asked: CompressOptions, *, made_by: str = "compress", recipe: str |
             config,
             train=train,
             test=test,
-            judges=None if calibrate_on is None else lambda: next(iter(batches.test(JUDGES)))[0],
+            judges=None if calibrate_on is None else lambda: _images(batches.test(JUDGES)),
             folder=folder,
             progress=not asked.quiet,
         )
@@ -86,7 +86,7 @@ def compress(asked: CompressOptions, *, made_by: str = "compress", recipe: str |
         verified = export_network(compressed, work / COMPRESSED_ONNX, example, device=config.device)
         found: tuple[Quantization, ...] = ()
         if asked.int8:
-            ranged = torch.split(_some(batches.calibration(_INT8_IMAGES)), asked.batch_size)
+            ranged = torch.split(_images(batches.calibration(_INT8_IMAGES))[:_INT8_IMAGES], asked.batch_size)
             found = in_8_bits(work, ranged, target=Target(asked.target))
         summary = summarise(
             work,
@@ -116,8 +116,8 @@ def compress(asked: CompressOptions, *, made_by: str = "compress", recipe: str |
     return summary
 
 
-def _some(loader: Loader) -> Tensor:
-    return torch.cat([images for images, _ in loader])[:_INT8_IMAGES]
+def _images(loader: Loader) -> Tensor:
+    return torch.cat([images for images, _ in loader])
 
 
 def _remarks(made: Compression, epochs: int) -> tuple[str, ...]:

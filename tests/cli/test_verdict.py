@@ -57,7 +57,7 @@ def test_without_images_nothing_is_said(dprp: Any, tmp_path: Path) -> None:
 
 def test_compress_says_it_in_its_notes(dprp: Any, tmp_path: Path) -> None:
     start = ("digits_cnn", "--checkpoint", str(DIGITS_WEIGHTS), "--data", "digits", *FEW)
-    for epochs, steps, images in ((0, 0, 60), (0, 5, 60), (1, 5, 128)):
+    for epochs, steps, images in ((0, 0, 60), (0, 5, 60), (1, 5, 500)):
         folder = tmp_path / f"{epochs} {steps}"
         more = ("--budget", "macs=0.6", "--epochs", epochs, "--polish", steps)
         run = dprp("compress", *start, *more, "-o", folder, "--json")
