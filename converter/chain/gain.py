@@ -25,8 +25,8 @@ class Gain:
         if self.after >= self.before:
             return told
         return (
-            f"{told}: it was no help here; keep what it started from (epochs 0), or train on more images or at a "
-            "lower rate"
+            f"{told}: it was no help here; keep what it started from (epochs 0), let the dense network alone teach "
+            "(distill 1), or train on more images"
         )
 
 

@@ -109,5 +109,5 @@ def test_a_gain_says_where_training_was_no_help() -> None:
     assert str(Gain(90.0, 90.0)) == "90.00 % top-1 before training, 90.00 % after it"
     assert str(Gain(56.25, 51.0)) == (
         "56.25 % top-1 before training, 51.00 % after it: it was no help here; keep what it started from (epochs 0), "
-        "or train on more images or at a lower rate"
+        "let the dense network alone teach (distill 1), or train on more images"
     )
