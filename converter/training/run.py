@@ -107,12 +107,14 @@ class Run:
             raise TrainingError("the network holds weights that are not finite; repair the checkpoint it came from")
         if resume:
             self._restore(together.sent(self._keeper.load() if together.first else None))
-            return
-        if together.count > 1:
-            put_network_state(self._student, self._plain, together.sent(network_state(self._student, self._plain)))
-        if not self._config.prunes:  # which starts at other ranks than it ends at
+        else:
+            if together.count > 1:
+                state = together.sent(network_state(self._student, self._plain))
+                put_network_state(self._student, self._plain, state)
+            self._save()
+        if self._step == 0 and self._scores.start is None and not self._config.prunes:  # which ends at other ranks
             self._scores.begin(self._student, self._average)
-        self._save()
+            self._save()
 
     def steps(self, stop: Interrupts) -> Iterator[Step]:
         """Makes all steps of all epochs.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 import torch
@@ -101,6 +102,21 @@ def test_the_start_survives_an_interruption(residual: nn.Module, tmp_path: Path,
         on_step=told.append,
         progress=False,
     )
+    assert told[-1].start == evaluate(start, batches(1)).top1
+
+
+def test_a_run_survives_an_end_while_its_start_is_scored(residual: nn.Module, tmp_path: Path) -> None:
+    class Ending(list[tuple[Tensor, Tensor]]):
+        def __iter__(self) -> NoReturn:
+            raise RuntimeError("killed")
+
+    start, told = network(residual), list[Step]()
+    how = {"folder": RunFolder(tmp_path / "small.run"), "progress": False}
+    with pytest.raises(RuntimeError, match="killed"):
+        finetune(start, batches(0), config(), evaluate_on=Ending(), **how)  # type: ignore[arg-type]
+    how = {"folder": RunFolder(tmp_path / "small.run", resume=True), "on_step": told.append, "progress": False}
+    finetune(start, batches(0), config(), evaluate_on=batches(1), **how)  # type: ignore[arg-type]
+    assert [step.step for step in told] == list(range(1, 13))
     assert told[-1].start == evaluate(start, batches(1)).top1
 
 
